@@ -1,0 +1,1 @@
+//! Clusters of real daemons on hosts (being built).

@@ -89,6 +89,8 @@ pub struct Daemon {
     log: PathBuf,
     spec: Box<dyn Fn() -> Command>,
     running: Option<Running>,
+    /// Length of the log at the last start, in bytes.
+    log_start: u64,
 }
 
 struct Running {
@@ -109,6 +111,7 @@ impl Daemon {
             log: log.into(),
             spec: Box::new(spec),
             running: None,
+            log_start: 0,
         }
     }
 
@@ -122,6 +125,7 @@ impl Daemon {
             .append(true)
             .open(&self.log)
             .cannot(format_args!("open {:?}", self.log))?;
+        self.log_start = log.metadata().cannot("measure a log file")?.len();
         let errors = log.try_clone().cannot("duplicate a log file")?;
         let mut command = (self.spec)();
         command.stdin(Stdio::null()).stdout(log).stderr(errors);
@@ -222,20 +226,28 @@ impl Daemon {
         }
     }
 
+    /// All it has logged since its last start.
+    pub fn log_since_start(&self) -> Result<String> {
+        read_from(&self.log, self.log_start).cannot(format_args!("read {:?}", self.log))
+    }
+
     /// The end of the log, for error texts.
     pub fn log_tail(&self) -> String {
-        let tail = File::open(&self.log).and_then(|mut file| {
-            let length = file.metadata()?.len();
-            file.seek(SeekFrom::Start(length.saturating_sub(LOG_TAIL)))?;
-            let mut bytes = Vec::new();
-            file.read_to_end(&mut bytes)?;
-            Ok(String::from_utf8_lossy(&bytes).into_owned())
-        });
+        let length = fs::metadata(&self.log).map_or(0, |data| data.len());
+        let tail = read_from(&self.log, length.saturating_sub(LOG_TAIL));
         match tail {
             Ok(text) => format!("--- end of the log of {}\n{text}\n---", self.name),
             Err(error) => format!("--- {} has no log: {error}", self.name),
         }
     }
+}
+
+fn read_from(path: &Path, offset: u64) -> std::io::Result<String> {
+    let mut file = File::open(path)?;
+    file.seek(SeekFrom::Start(offset))?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
 impl Drop for Daemon {

@@ -143,7 +143,12 @@ pub(super) struct Port {
 
 impl Port {
     pub(super) fn hosts_file(&self) -> PathBuf {
-        self.net.folder.path().join("hosts")
+        self.folder().join("hosts")
+    }
+
+    /// A folder that lives as long as the network.
+    pub(super) fn folder(&self) -> &Path {
+        self.net.folder.path()
     }
 
     /// Makes the switch's side a tap device, for a machine with its own kernel.
@@ -264,13 +269,18 @@ impl Keeper {
             .arg(name)
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
             .spawn()
             .cannot("start a host's first process")?;
         let up = outer.stdout.take().map(first_line).unwrap_or_default();
         let pid = if up == "up\n" {
             child_of(&mut outer)
         } else {
-            Err(RigError::new("its first process failed, see above"))
+            let said = outer
+                .stderr
+                .take()
+                .and_then(|pipe| std::io::read_to_string(pipe).ok());
+            Err(RigError::new(said.unwrap_or_default()))
         };
         match pid {
             Ok(pid) => Ok(Self { outer, pid }),

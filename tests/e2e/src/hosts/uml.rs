@@ -143,8 +143,10 @@ impl Uml {
             "vec0:transport=tap,ifname={},depth=64,gro=1",
             self.port.link
         ));
-        // Its memory is a file: the folder decides whether the machine's disk has to carry it.
-        command.env("TMPDIR", "/dev/shm").env("HOME", &self.share);
+        // Its memory is a file in TMPDIR, which must not burden the disk. It keeps its pid file under HOME.
+        command
+            .env("TMPDIR", "/dev/shm")
+            .env("HOME", self.port.folder());
         command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())

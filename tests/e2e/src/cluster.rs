@@ -1,1 +1,0 @@
-//! Clusters of real daemons on hosts (being built).

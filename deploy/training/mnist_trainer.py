@@ -14,6 +14,7 @@ Runs on CPU alone with PyTorch 1.13 or newer.
 
 import argparse
 import datetime
+import os
 import sys
 import time
 
@@ -36,7 +37,7 @@ def parse_args():
     parser.add_argument("--world-size", type=int, default=1, help="number of processes of the job")
     parser.add_argument("--rank", type=int, default=0, help="this process, counted from 0")
     parser.add_argument("--dist-backend", default="gloo")
-    parser.add_argument("--dist-url", help="where the ranks meet: file:///SHARED/FILE or tcp://HOST:PORT; env:// if left out")
+    parser.add_argument("--dist-url", default="env://", help="where the ranks meet: file:///SHARED/FILE, tcp://HOST:PORT or env://")
     parser.add_argument("--dist-timeout", type=float, default=120, help="seconds to wait for the other ranks")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--min-accuracy", type=float, default=90, help="percent; fewer end the job with status 1")
@@ -99,10 +100,14 @@ def main():
     def say(text):
         print(f"[rank {args.rank}] {text}", flush=True)
 
-    say(f"joining {args.world_size} ranks over {args.dist_backend} at {args.dist_url or 'env://'}")
+    say(f"joining {args.world_size} ranks over {args.dist_backend} at {args.dist_url}")
+    if args.world_size == 1 and args.dist_url == "env://":
+        # One process alone meets nobody: it can be tried out by hand without any set-up.
+        os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+        os.environ.setdefault("MASTER_PORT", "0")
     dist.init_process_group(
         backend=args.dist_backend,
-        init_method=args.dist_url or None,
+        init_method=args.dist_url,
         world_size=args.world_size,
         rank=args.rank,
         timeout=datetime.timedelta(seconds=args.dist_timeout),

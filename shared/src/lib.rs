@@ -1,1 +1,9 @@
-//! Placeholder while the house is built.
+//! What client, scheduler and agent of Trainyard have in common.
+//!
+//! Without features the crate is pure: names, validation and the reading and printing of files, with no clock, file
+//! system or environment, so that the command refuses exactly what the scheduler would. Behind features: `tls`
+//! (identities), `client` (calls that survive the loss of a scheduler), `telemetry` (logging). It must never hold
+//! anything that only one program needs.
+
+pub mod names;
+pub mod toolkit;

@@ -7,3 +7,6 @@
 
 pub mod names;
 pub mod toolkit;
+
+#[cfg(feature = "tls")]
+pub mod tls;

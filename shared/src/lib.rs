@@ -6,7 +6,12 @@
 //! anything that only one program needs.
 
 pub mod names;
+pub mod reason;
 pub mod toolkit;
 
+#[cfg(feature = "client")]
+pub mod client;
+#[cfg(feature = "telemetry")]
+pub mod telemetry;
 #[cfg(feature = "tls")]
 pub mod tls;

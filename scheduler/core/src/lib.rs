@@ -1,1 +1,34 @@
-//! Placeholder while the house is built.
+//! Trainyard's centre: the whole state of workspaces, clusters, jobs and nodes, and every decision about it.
+//!
+//! ```text
+//! Command ──► State::apply ──► Outcome { reply, changes }          one entry of the replicated log
+//! State   ──► placement::plan ──► ApplyPlan ──► (proposed, then verified again by apply)
+//! State   ──► State::desired ──► Desired                           what a node's agent shall hold
+//! State   ──► State::explain ──► JobExplanation                    why a job waits
+//! LeaseTable + time ──► lost nodes                                 who may not run tasks any more
+//! ```
+//!
+//! Everything here is deterministic: time, UUIDs and random numbers come in as arguments, and the same log gives
+//! the same bytes on every member. This crate must never read a clock, open a file or socket, spawn anything or
+//! depend on a runtime; CI checks its dependencies.
+
+mod apply;
+mod attempt;
+mod capacity;
+mod desired;
+mod explain;
+pub mod lease;
+mod outcome;
+pub mod placement;
+mod query;
+mod requests;
+mod resolve;
+mod snapshot;
+mod state;
+
+pub use outcome::{Change, Outcome, Refusal, RefusalKind, Reply};
+pub use snapshot::SnapshotError;
+pub use state::State;
+
+/// Format of the commands that this version writes and the newest that it can apply.
+pub const COMMAND_FORMAT: u32 = 1;

@@ -1,0 +1,162 @@
+//! Applies one command of the log to the state. One file per family of commands.
+//!
+//! A refusal changes nothing: every function here checks everything first and only then writes. Nothing in a
+//! command is trusted to fit: placement's plans are verified part by part, so that a stale plan can never book a
+//! GPU twice. Nothing here may panic: a command that makes no sense is refused on every member alike.
+
+mod clusters;
+mod experiments;
+mod file_servers;
+mod jobs;
+mod nodes;
+mod plan;
+mod workspaces;
+
+use prost_types::Timestamp;
+use trainyard_proto::store::v1::{Command, command::Kind};
+use trainyard_shared::names::WorkspaceName;
+
+use crate::outcome::{Change, Outcome, Refusal, RefusalKind, Reply};
+use crate::state::State;
+
+/// What every handler gets: where in the log it stands, and what it tells others.
+struct Context {
+    /// Index of this entry.
+    index: u64,
+    /// The leader's clock.
+    now: Timestamp,
+    /// What changed so far.
+    changes: Vec<Change>,
+}
+
+impl Context {
+    fn etag(&self) -> String {
+        self.index.to_string()
+    }
+
+    fn changed(&mut self, change: Change) {
+        if !self.changes.contains(&change) {
+            self.changes.push(change);
+        }
+    }
+}
+
+type Applied = Result<Reply, Refusal>;
+
+impl State {
+    /// Applies the entry `index` of the log. Deterministic: the same log gives the same states and outcomes.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        self.index = index;
+        let mut context = Context {
+            index,
+            now: command.time.unwrap_or_default(),
+            changes: Vec::new(),
+        };
+        let reply = self.dispatch(&mut context, command);
+        match reply {
+            Ok(reply) => Outcome {
+                reply: Ok(reply),
+                changes: context.changes,
+            },
+            Err(refusal) => Outcome {
+                reply: Err(refusal),
+                changes: Vec::new(),
+            },
+        }
+    }
+
+    fn dispatch(&mut self, context: &mut Context, command: &Command) -> Applied {
+        let Some(kind) = command.kind.as_ref() else {
+            return Err(Refusal::new(
+                RefusalKind::InvalidArgument,
+                "command",
+                "the command is of a kind that this version does not know",
+            ));
+        };
+        match kind {
+            Kind::CreateWorkspace(c) => self.create_workspace(context, c),
+            Kind::UpdateWorkspace(c) => self.update_workspace(context, c),
+            Kind::DeleteWorkspace(c) => self.delete_workspace(context, c),
+            Kind::CreateCluster(c) => self.create_cluster(context, c),
+            Kind::DeleteCluster(c) => self.delete_cluster(context, c),
+            Kind::CreateFileServer(c) => self.create_file_server(context, c),
+            Kind::DeleteFileServer(c) => self.delete_file_server(context, c),
+            Kind::CreateExperiment(c) => self.create_experiment(context, c),
+            Kind::DeleteExperiment(c) => self.delete_experiment(context, c),
+            Kind::CreateJob(c) => self.create_job(context, c),
+            Kind::TerminateJob(c) => self.terminate_job(context, c),
+            Kind::DeleteJob(c) => self.delete_job(context, c),
+            Kind::RegisterNode(c) => self.register_node(context, c),
+            Kind::ReportAttempts(c) => self.report_attempts(context, c),
+            Kind::MarkNodesLost(c) => self.mark_nodes_lost(context, c),
+            Kind::DeleteNode(c) => self.delete_node(context, c),
+            Kind::ApplyPlan(c) => self.apply_plan(context, c),
+        }
+    }
+
+    /// The resource that a repeated create made before, if the request id is known. `find` looks it up by name and
+    /// gives its UUID and the reply.
+    fn replay(
+        &self,
+        request_id: &str,
+        name: &str,
+        find: impl Fn(&Self, &str) -> Option<(String, Reply)>,
+    ) -> Option<Applied> {
+        let (made, uid) = self.requests.get(request_id)?;
+        if made != name {
+            return Some(Err(Refusal::new(
+                RefusalKind::InvalidArgument,
+                name,
+                format!(
+                    "request_id {request_id} was used to create {made}; use a new id for each create"
+                ),
+            )));
+        }
+        Some(match find(self, name) {
+            Some((current, reply)) if current == uid => Ok(reply),
+            Some(_) | None => Err(Refusal::new(
+                RefusalKind::Aborted,
+                name,
+                format!("{name} was created by this request and has been deleted since"),
+            )),
+        })
+    }
+
+    /// The workspace that is to hold a new resource.
+    fn parent_workspace(&self, name: &WorkspaceName) -> Result<(), Refusal> {
+        let name = name.to_string();
+        if self.workspaces.contains_key(&name) {
+            Ok(())
+        } else {
+            Err(Refusal::not_found(&name))
+        }
+    }
+}
+
+/// Refuses when the caller's etag is set and is not the current one.
+fn check_etag(resource: &str, given: &str, current: &str) -> Result<(), Refusal> {
+    if given.is_empty() || given == current {
+        Ok(())
+    } else {
+        Err(Refusal::etag(resource, given, current))
+    }
+}
+
+/// Parses a resource name that a command carries.
+fn parse<N>(name: &str) -> Result<N, Refusal>
+where
+    N: std::str::FromStr,
+    N::Err: std::fmt::Display,
+{
+    name.parse()
+        .map_err(|error: N::Err| Refusal::invalid_field(name, "name", error.to_string()))
+}
+
+/// The command lacks a part that every writer sets.
+fn incomplete(what: &str) -> Refusal {
+    Refusal::new(
+        RefusalKind::InvalidArgument,
+        what,
+        format!("the command carries no {what}"),
+    )
+}

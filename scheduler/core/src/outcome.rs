@@ -1,0 +1,154 @@
+//! What applying a command gives: a reply for the caller and the changes that others want to hear of.
+
+use trainyard_proto::v1::{Cluster, Experiment, FileServer, Job, Node, Workspace};
+use trainyard_shared::validate::FieldViolation;
+
+/// Result of one command.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Outcome {
+    /// For the caller. A refusal has changed nothing.
+    pub reply: Result<Reply, Refusal>,
+    /// For the loops and watchers of the daemon. Empty for a refusal.
+    pub changes: Vec<Change>,
+}
+
+/// The resource that a command made or changed.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Reply {
+    /// Nothing to show.
+    None,
+    /// A workspace.
+    Workspace(Workspace),
+    /// A cluster, counts filled.
+    Cluster(Box<Cluster>),
+    /// A file server.
+    FileServer(FileServer),
+    /// An experiment.
+    Experiment(Experiment),
+    /// A job.
+    Job(Box<Job>),
+    /// A node.
+    Node(Box<Node>),
+}
+
+/// Something that changed, by resource name.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// A workspace.
+    Workspace(String),
+    /// A cluster.
+    Cluster(String),
+    /// A file server.
+    FileServer(String),
+    /// An experiment.
+    Experiment(String),
+    /// A job.
+    Job(String),
+    /// A node.
+    Node(String),
+    /// What a node shall hold: its agent wants to know.
+    Desired(String),
+    /// Capacity or a queue: placement may find something to do.
+    Placement,
+}
+
+/// Why a command was refused. The text names the resource and the way out.
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[error("{message}")]
+pub struct Refusal {
+    /// Class of the refusal.
+    pub kind: RefusalKind,
+    /// Resource name it is about.
+    pub resource: String,
+    /// One sentence for a person.
+    pub message: String,
+    /// Fields at fault, for `InvalidArgument`.
+    pub violations: Vec<FieldViolation>,
+}
+
+/// Class of a refusal; maps one to one to gRPC codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum RefusalKind {
+    /// The resource does not exist.
+    NotFound,
+    /// The name is taken.
+    AlreadyExists,
+    /// The state of something else forbids it.
+    FailedPrecondition,
+    /// The request is wrong in itself.
+    InvalidArgument,
+    /// The etag does not match, or a remembered create was deleted since.
+    Aborted,
+}
+
+impl Refusal {
+    /// The resource does not exist.
+    pub fn not_found(resource: &str) -> Self {
+        Self::new(
+            RefusalKind::NotFound,
+            resource,
+            format!("{resource} does not exist; `list` shows what does"),
+        )
+    }
+
+    /// The name is taken.
+    pub fn already_exists(resource: &str) -> Self {
+        Self::new(
+            RefusalKind::AlreadyExists,
+            resource,
+            format!("{resource} exists already; choose another name or delete it first"),
+        )
+    }
+
+    /// The state of something else forbids it.
+    pub fn precondition(resource: &str, message: impl Into<String>) -> Self {
+        Self::new(RefusalKind::FailedPrecondition, resource, message)
+    }
+
+    /// Fields of the request are at fault.
+    pub fn invalid(resource: &str, violations: Vec<FieldViolation>) -> Self {
+        let message = violations
+            .iter()
+            .map(|v| format!("{}: {}", v.field, v.message))
+            .collect::<Vec<_>>()
+            .join("; ");
+        Self {
+            kind: RefusalKind::InvalidArgument,
+            resource: resource.to_owned(),
+            message,
+            violations,
+        }
+    }
+
+    /// One field of the request is at fault.
+    pub fn invalid_field(resource: &str, field: &str, message: impl Into<String>) -> Self {
+        Self::invalid(
+            resource,
+            vec![FieldViolation {
+                field: field.to_owned(),
+                message: message.into(),
+            }],
+        )
+    }
+
+    /// The etag does not match.
+    pub fn etag(resource: &str, given: &str, current: &str) -> Self {
+        Self::new(
+            RefusalKind::Aborted,
+            resource,
+            format!(
+                "{resource} has changed (etag {given} was given, it is {current} now); read it again and retry"
+            ),
+        )
+    }
+
+    /// Any refusal.
+    pub fn new(kind: RefusalKind, resource: &str, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            resource: resource.to_owned(),
+            message: message.into(),
+            violations: Vec::new(),
+        }
+    }
+}

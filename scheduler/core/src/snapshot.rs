@@ -1,0 +1,93 @@
+//! The state as bytes and back. Equal states give equal bytes; indexes are not part of them.
+
+use prost::Message;
+use trainyard_proto::store::v1::Snapshot;
+
+use crate::state::State;
+
+/// Format that this version writes and the newest that it reads.
+const FORMAT: u32 = 1;
+
+/// A snapshot that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SnapshotError {
+    /// Not a snapshot.
+    #[error("the snapshot is damaged: {0}")]
+    Damaged(String),
+    /// Written by a newer version.
+    #[error(
+        "the snapshot has format {0}, this version reads up to {FORMAT}; run the version that wrote it"
+    )]
+    Newer(u32),
+}
+
+impl State {
+    /// The whole state.
+    pub fn to_snapshot(&self) -> Vec<u8> {
+        Snapshot {
+            format: FORMAT,
+            index: self.index,
+            workspaces: self.workspaces.values().cloned().collect(),
+            clusters: self.clusters.values().cloned().collect(),
+            file_servers: self.file_servers.values().cloned().collect(),
+            experiments: self.experiments.values().cloned().collect(),
+            jobs: self.jobs.values().cloned().collect(),
+            nodes: self.nodes.values().cloned().collect(),
+            requests: self.requests.records(),
+        }
+        .encode_to_vec()
+    }
+
+    /// The state that [`State::to_snapshot`] wrote.
+    pub fn from_snapshot(bytes: &[u8]) -> Result<Self, SnapshotError> {
+        let snapshot =
+            Snapshot::decode(bytes).map_err(|e| SnapshotError::Damaged(e.to_string()))?;
+        if snapshot.format == 0 {
+            return Err(SnapshotError::Damaged("it carries no format".to_owned()));
+        }
+        if snapshot.format > FORMAT {
+            return Err(SnapshotError::Newer(snapshot.format));
+        }
+        let mut state = Self {
+            index: snapshot.index,
+            ..Self::default()
+        };
+        state.workspaces = snapshot
+            .workspaces
+            .into_iter()
+            .map(|w| (w.name.clone(), w))
+            .collect();
+        state.clusters = snapshot
+            .clusters
+            .into_iter()
+            .map(|c| (c.name.clone(), c))
+            .collect();
+        state.file_servers = snapshot
+            .file_servers
+            .into_iter()
+            .map(|f| (f.name.clone(), f))
+            .collect();
+        state.experiments = snapshot
+            .experiments
+            .into_iter()
+            .map(|e| (e.name.clone(), e))
+            .collect();
+        state.jobs = snapshot
+            .jobs
+            .into_iter()
+            .map(|j| (j.name.clone(), j))
+            .collect();
+        state.nodes = snapshot
+            .nodes
+            .into_iter()
+            .map(|n| (n.name.clone(), n))
+            .collect();
+        for record in &snapshot.requests {
+            state
+                .requests
+                .remember(&record.request_id, &record.name, &record.uid);
+        }
+        state.rebuild_indexes();
+        Ok(state)
+    }
+}

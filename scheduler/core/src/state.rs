@@ -1,0 +1,252 @@
+//! The whole state, and the indexes derived from it.
+//!
+//! Resources are kept as protocol messages, in maps ordered by resource name. The indexes (queues, holdings,
+//! members of clusters) can always be rebuilt from them and are never part of a snapshot. Only [`State::apply`]
+//! changes a state.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+use trainyard_proto::v1::{
+    Attempt, AttemptNodePhase, AttemptPhase, Cluster, ExecutionState, Experiment, FileServer, Job,
+    Node, SchedulingPriority, Workspace,
+};
+
+use crate::capacity::Holding;
+use crate::requests::Requests;
+
+/// Place of a job in the queue of its cluster: higher priority first, then older first.
+pub(crate) type QueueKey = (Reverse<i32>, u64);
+
+/// The state at one index of the log.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct State {
+    pub(crate) index: u64,
+    pub(crate) workspaces: BTreeMap<String, Workspace>,
+    pub(crate) clusters: BTreeMap<String, Cluster>,
+    pub(crate) file_servers: BTreeMap<String, FileServer>,
+    pub(crate) experiments: BTreeMap<String, Experiment>,
+    pub(crate) jobs: BTreeMap<String, Job>,
+    pub(crate) nodes: BTreeMap<String, Node>,
+    pub(crate) requests: Requests,
+    pub(crate) indexes: Indexes,
+}
+
+/// Derived from the resources; see [`State::rebuild_indexes`].
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Indexes {
+    /// Jobs that could start now, by cluster.
+    pub(crate) queues: BTreeMap<String, BTreeMap<QueueKey, String>>,
+    /// What attempts hold of each node, by node and job. No entry: the node is free.
+    pub(crate) holdings: BTreeMap<String, BTreeMap<String, Holding>>,
+    /// Nodes of each cluster.
+    pub(crate) cluster_nodes: BTreeMap<String, BTreeSet<String>>,
+    /// Nodes that no cluster holds.
+    pub(crate) pool: BTreeSet<String>,
+    /// Jobs whose latest attempt has not ended.
+    pub(crate) live: BTreeSet<String>,
+    /// Jobs of each cluster that have not ended.
+    pub(crate) unfinished: BTreeMap<String, BTreeSet<String>>,
+}
+
+impl State {
+    /// Index of the entry of the log that was applied last; 0 for an empty state.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// Computes all indexes from the resources. Used after a snapshot was read.
+    pub(crate) fn rebuild_indexes(&mut self) {
+        self.indexes = Indexes::default();
+        for (name, node) in &self.nodes {
+            if node.cluster.is_empty() {
+                self.indexes.pool.insert(name.clone());
+            } else {
+                self.indexes
+                    .cluster_nodes
+                    .entry(node.cluster.clone())
+                    .or_default()
+                    .insert(name.clone());
+            }
+        }
+        let names: Vec<String> = self.jobs.keys().cloned().collect();
+        for name in names {
+            self.index_job(&name);
+        }
+    }
+
+    /// Brings the indexes up to date with one job, after any change of it. Removes it from them if it is gone.
+    pub(crate) fn index_job(&mut self, name: &str) {
+        let Some(job) = self.jobs.get(name) else {
+            return;
+        };
+        let cluster = cluster_of(job).to_owned();
+        let queued = is_startable(job);
+        let key = queue_key(job);
+        let ended = is_ended(job.execution_state());
+        let live = job
+            .attempts
+            .last()
+            .is_some_and(|a| a.phase() != AttemptPhase::Ended);
+        let held: Vec<(String, Option<Holding>)> = job
+            .attempts
+            .last()
+            .map(|attempt| {
+                attempt
+                    .nodes
+                    .iter()
+                    .map(|n| (n.node.clone(), Holding::of(attempt, n)))
+                    .collect()
+            })
+            .unwrap_or_default();
+
+        set_member(&mut self.indexes.unfinished, &cluster, name, !ended);
+        if queued {
+            self.indexes
+                .queues
+                .entry(cluster)
+                .or_default()
+                .insert(key, name.to_owned());
+        } else {
+            remove_from_queue(&mut self.indexes.queues, &cluster, &key);
+        }
+        if live {
+            self.indexes.live.insert(name.to_owned());
+        } else {
+            self.indexes.live.remove(name);
+        }
+        for (node, holding) in held {
+            match holding {
+                Some(holding) => {
+                    self.indexes
+                        .holdings
+                        .entry(node)
+                        .or_default()
+                        .insert(name.to_owned(), holding);
+                }
+                None => remove_holding(&mut self.indexes.holdings, &node, name),
+            }
+        }
+    }
+
+    /// Takes a job out of the state and all indexes.
+    pub(crate) fn remove_job(&mut self, name: &str) {
+        let Some(job) = self.jobs.remove(name) else {
+            return;
+        };
+        let cluster = cluster_of(&job).to_owned();
+        set_member(&mut self.indexes.unfinished, &cluster, name, false);
+        remove_from_queue(&mut self.indexes.queues, &cluster, &queue_key(&job));
+        self.indexes.live.remove(name);
+        if let Some(attempt) = job.attempts.last() {
+            for node in &attempt.nodes {
+                remove_holding(&mut self.indexes.holdings, &node.node, name);
+            }
+        }
+    }
+
+    /// Moves a node between clusters; an empty name is the pool.
+    pub(crate) fn move_node(&mut self, node_name: &str, cluster: &str) {
+        let Some(node) = self.nodes.get_mut(node_name) else {
+            return;
+        };
+        let from = std::mem::replace(&mut node.cluster, cluster.to_owned());
+        if from.is_empty() {
+            self.indexes.pool.remove(node_name);
+        } else {
+            set_member(&mut self.indexes.cluster_nodes, &from, node_name, false);
+        }
+        if cluster.is_empty() {
+            self.indexes.pool.insert(node_name.to_owned());
+        } else {
+            set_member(&mut self.indexes.cluster_nodes, cluster, node_name, true);
+        }
+    }
+}
+
+/// Resource name of the cluster that a job runs on; empty only for a malformed job.
+pub(crate) fn cluster_of(job: &Job) -> &str {
+    job.spec
+        .as_ref()
+        .and_then(|s| s.cluster.as_ref())
+        .map_or("", |c| c.id.as_str())
+}
+
+/// Whether the job waits and nothing of an earlier attempt is left.
+pub(crate) fn is_startable(job: &Job) -> bool {
+    job.execution_state() == ExecutionState::Queued
+        && job
+            .attempts
+            .last()
+            .is_none_or(|a| a.phase() == AttemptPhase::Ended)
+}
+
+/// Whether the job will not run again.
+pub(crate) fn is_ended(state: ExecutionState) -> bool {
+    match state {
+        ExecutionState::Succeeded | ExecutionState::Failed => true,
+        ExecutionState::Unspecified
+        | ExecutionState::Queued
+        | ExecutionState::Running
+        | ExecutionState::Terminating => false,
+    }
+}
+
+/// Place of the job in the queue.
+pub(crate) fn queue_key(job: &Job) -> QueueKey {
+    let priority = job
+        .spec
+        .as_ref()
+        .map_or(SchedulingPriority::Normal, |s| s.scheduling_priority());
+    let rank = match priority {
+        SchedulingPriority::High => 1,
+        SchedulingPriority::Normal | SchedulingPriority::Unspecified => 0,
+        SchedulingPriority::Low => -1,
+    };
+    (Reverse(rank), job.sequence)
+}
+
+/// Whether the node still has, or may have, anything of the attempt.
+pub(crate) fn node_is_involved(attempt: &Attempt, phase: AttemptNodePhase) -> bool {
+    attempt.phase() != AttemptPhase::Ended
+        && !matches!(phase, AttemptNodePhase::Cleaned | AttemptNodePhase::Lost)
+}
+
+fn set_member(map: &mut BTreeMap<String, BTreeSet<String>>, key: &str, value: &str, present: bool) {
+    if present {
+        map.entry(key.to_owned())
+            .or_default()
+            .insert(value.to_owned());
+    } else if let Some(set) = map.get_mut(key) {
+        set.remove(value);
+        if set.is_empty() {
+            map.remove(key);
+        }
+    }
+}
+
+fn remove_from_queue(
+    queues: &mut BTreeMap<String, BTreeMap<QueueKey, String>>,
+    cluster: &str,
+    key: &QueueKey,
+) {
+    if let Some(queue) = queues.get_mut(cluster) {
+        queue.remove(key);
+        if queue.is_empty() {
+            queues.remove(cluster);
+        }
+    }
+}
+
+fn remove_holding(
+    holdings: &mut BTreeMap<String, BTreeMap<String, Holding>>,
+    node: &str,
+    job: &str,
+) {
+    if let Some(held) = holdings.get_mut(node) {
+        held.remove(job);
+        if held.is_empty() {
+            holdings.remove(node);
+        }
+    }
+}

@@ -1,8 +1,11 @@
 //! The files of a test cluster: where they lie and what is in them.
+//!
+//! What `trainyard-scheduler init` makes holds keys and is closed to others. Tasks run as another user, so the agents' data,
+//! and whatever a test shares with its jobs, lies beside it.
 
 use std::fmt::Write as _;
 use std::fs::{self, Permissions};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,8 +17,12 @@ use crate::process::output;
 
 const SCHEDULER_PORT: u16 = 7001;
 const AGENT_PORT: u16 = 7002;
+/// Between SIGTERM and SIGKILL of a task: long enough for a busy machine, short enough to wait for.
+const STOP_GRACE_MS: u64 = 3000;
+/// How long a mount may take.
+const MOUNT_DEADLINE_S: u64 = 20;
 
-/// Times that decide how fast a cluster notices faults. The defaults suit tests on two busy cores.
+/// Times that decide how fast a cluster notices faults. The defaults suit tests on two busy cores that lose no node.
 #[derive(Clone, Debug)]
 pub struct Timing {
     /// How long a heartbeat lets a node run tasks, in milliseconds.
@@ -31,8 +38,20 @@ pub struct Timing {
 impl Default for Timing {
     fn default() -> Self {
         Self {
+            lease_ms: 60_000,
+            fence_ms: 10_000,
+            heartbeat_ms: 1000,
+            tick_ms: 50,
+        }
+    }
+}
+
+impl Timing {
+    /// For tests that wait for the loss of a node.
+    pub fn short_lease() -> Self {
+        Self {
             lease_ms: 4000,
-            fence_ms: 2000,
+            fence_ms: 4000,
             heartbeat_ms: 500,
             tick_ms: 50,
         }
@@ -44,7 +63,16 @@ pub(super) fn scheduler_address(host: &Host) -> SocketAddr {
     SocketAddr::from((host.address(), SCHEDULER_PORT))
 }
 
-/// The folder of a cluster, as `trainyard-scheduler init` lays it out.
+/// What an agent's configuration says.
+pub(super) struct AgentSettings<'a> {
+    pub(super) node: &'a str,
+    pub(super) address: Ipv4Addr,
+    pub(super) data_dir: PathBuf,
+    pub(super) gpus: u32,
+    pub(super) task_user: Option<&'a str>,
+}
+
+/// The folder of a cluster: `install` as `trainyard-scheduler init` lays it out, and everything else beside it.
 pub(super) struct Layout {
     root: PathBuf,
 }
@@ -60,23 +88,29 @@ impl Layout {
         self.root.join(format!("{name}.log"))
     }
 
+    pub(super) fn install(&self) -> PathBuf {
+        self.root.join("install")
+    }
+
+    pub(super) fn agent_data(&self, node: &str) -> PathBuf {
+        self.root.join("data").join(node)
+    }
+
     pub(super) fn client_config(&self, client: &str) -> PathBuf {
-        self.root.join("clients").join(client).join("config.toml")
+        let clients = self.install().join("clients");
+        clients.join(client).join("config.toml")
     }
 
     /// Makes all certificates, and the `python` that job files expect on the PATH.
-    pub(super) fn init<'a>(
+    pub(super) fn init(
         &self,
         members: &[(u64, SocketAddr)],
-        nodes: impl Iterator<Item = &'a str>,
+        nodes: &[String],
         client: &str,
     ) -> Result<()> {
         let mut command = Command::new(binary(Binary::Scheduler)?);
-        command
-            .arg("init")
-            .arg("--out")
-            .arg(&self.root)
-            .args(["--client", client]);
+        command.arg("init").arg("--out").arg(self.install());
+        command.args(["--client", client]);
         for (id, address) in members {
             command.arg("--member").arg(format!("{id}={address}"));
         }
@@ -84,6 +118,7 @@ impl Layout {
             command.args(["--node", node]);
         }
         output(&mut command)?;
+        fs::create_dir(self.root.join("data")).cannot("make the folder of the agents' data")?;
         // Debian has no `python`, and a version manager may have put another Python first on this PATH.
         let python = self.bin().join("python");
         fs::create_dir(self.bin()).cannot("make the folder of python")?;
@@ -107,7 +142,9 @@ impl Layout {
             heartbeat_ms,
             tick_ms,
         } = timing;
-        let mut text = format!("member_id = {id}\ndata_dir = \"data\"\ntls_dir = \"tls\"\n");
+        let mut text = format!(
+            "member_id = {id}\ndata_dir = \"data\"\ntls_dir = \"tls\"\nstop_grace_ms = {STOP_GRACE_MS}\n"
+        );
         if let Some((_, address)) = members.iter().find(|(member, _)| *member == id) {
             let _ = writeln!(text, "listen = \"{address}\"");
         }
@@ -122,41 +159,38 @@ impl Layout {
             "\n[lease]\nlease_ms = {lease_ms}\nfence_ms = {fence_ms}\nheartbeat_ms = {heartbeat_ms}"
         );
         let _ = writeln!(text, "\n[raft]\ntick_ms = {tick_ms}");
-        let file = self
-            .root
-            .join("members")
-            .join(id.to_string())
-            .join("scheduler.toml");
+        let members = self.install().join("members");
+        let file = members.join(id.to_string()).join("scheduler.toml");
         write(&file, &text)?;
         Ok(file)
     }
 
     pub(super) fn write_agent(
         &self,
-        host: &Host,
+        settings: &AgentSettings<'_>,
         members: &[(u64, SocketAddr)],
-        gpus: u32,
-        task_user: Option<&str>,
     ) -> Result<PathBuf> {
-        let mut text = format!(
-            "node = {:?}\ndata_dir = \"data\"\ntls_dir = \"tls\"\ngpus = {gpus}\n",
-            host.name()
-        );
+        let AgentSettings {
+            node,
+            address,
+            data_dir,
+            gpus,
+            task_user,
+        } = settings;
+        let mut text = format!("node = {node:?}\ntls_dir = \"tls\"\ngpus = {gpus}\n");
+        let _ = writeln!(text, "data_dir = {data_dir:?}");
         let _ = writeln!(text, "schedulers = {}", addresses(members));
         let _ = writeln!(
             text,
-            "address = \"{}\"\nlisten = \"{0}:{AGENT_PORT}\"",
-            host.address()
+            "address = \"{address}\"\nlisten = \"{address}:{AGENT_PORT}\""
         );
-        let _ = writeln!(
-            text,
-            "path = \"{}:/usr/local/bin:/usr/bin:/bin\"",
-            self.bin().display()
-        );
+        let _ = writeln!(text, "mount_deadline_s = {MOUNT_DEADLINE_S}");
+        let path = format!("{}:/usr/local/bin:/usr/bin:/bin", self.bin().display());
+        let _ = writeln!(text, "path = {path:?}");
         if let Some(user) = task_user {
             let _ = writeln!(text, "task_user = {user:?}");
         }
-        let file = self.root.join("nodes").join(host.name()).join("agent.toml");
+        let file = self.install().join("nodes").join(node).join("agent.toml");
         write(&file, &text)?;
         Ok(file)
     }

@@ -1,0 +1,195 @@
+//! `trainyard job show` and the table of `trainyard job list`.
+
+use prost_types::Timestamp;
+use trainyard_proto::v1::{
+    Attempt, AttemptNode, AttemptNodePhase, AttemptOutcome, AttemptPhase, BatchAiError, ExecutionState,
+    ExplainJobRequest, GetJobRequest, Job,
+};
+
+use super::{NameArg, state};
+use crate::args::Format;
+use crate::context::Context;
+use crate::error::Error;
+use crate::scope::is_any;
+use crate::table::{Details, Table};
+use crate::text::{age, ids, last_segment, length, now, seconds_between, short, time};
+
+/// Shows one job; for people with the reason why it waits.
+pub(super) async fn run(context: &Context, args: &NameArg) -> Result<u8, Error> {
+    let name = args.resolve()?.to_string();
+    let api = context.api()?;
+    let job = api.get_job(GetJobRequest { name: name.clone() }).await?;
+    let waits = if context.output().format() == Format::Table && job.execution_state() == ExecutionState::Queued {
+        // The job is what was asked for; a reason that cannot be had now is no failure.
+        api.explain_job(ExplainJobRequest { name }).await.map(|explanation| explanation.summary).unwrap_or_default()
+    } else {
+        String::new()
+    };
+    context.output().one(&job, |job| details(job, &waits, &now()))?;
+    Ok(0)
+}
+
+/// Name of the job's cluster as people write it.
+fn cluster(job: &Job) -> String {
+    let id = job.spec.as_ref().and_then(|spec| spec.cluster.as_ref()).map_or("", |cluster| cluster.id.as_str());
+    let workspace = job.name.split('/').nth(1);
+    // A cluster of another workspace keeps its workspace.
+    if id.split('/').nth(1) == workspace { last_segment(id).to_owned() } else { ids(id) }
+}
+
+fn nodes(job: &Job) -> u32 {
+    job.spec.as_ref().map_or(0, |spec| spec.node_count)
+}
+
+fn exit_code(job: &Job) -> String {
+    let code = job.execution_info.as_ref().and_then(|info| info.exit_code);
+    code.map_or_else(String::new, |code| code.to_string())
+}
+
+/// The jobs of `parent`, which may stand for several experiments.
+pub(super) fn table(jobs: &[Job], parent: &str, now: &Timestamp) -> String {
+    let mut table = Table::new(&["NAME", "CLUSTER", "TOOL", ">NODES", "STATE", ">EXIT", "AGE"]);
+    for job in jobs {
+        table.row([
+            if is_any(parent) { ids(&job.name) } else { last_segment(&job.name).to_owned() },
+            cluster(job),
+            job.tool_type.clone(),
+            nodes(job).to_string(),
+            state(job.execution_state()),
+            exit_code(job),
+            age(job.creation_time.as_ref(), now),
+        ]);
+    }
+    table.render()
+}
+
+/// An error as a sentence: code, message and details.
+pub(super) fn error_text(error: &BatchAiError) -> String {
+    let details: Vec<String> = error.details.iter().map(|pair| format!("{}={}", pair.name, pair.value)).collect();
+    let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join(", ")) };
+    format!("{}: {}{details}", error.code, error.message)
+}
+
+fn details(job: &Job, waits: &str, now: &Timestamp) -> String {
+    let info = job.execution_info.clone().unwrap_or_default();
+    let since = age(job.execution_state_transition_time.as_ref(), now);
+    let mut state = state(job.execution_state());
+    if !since.is_empty() {
+        state = format!("{state} for {since}");
+    }
+    let mut details = Details::default();
+    details
+        .add("Name", &job.name)
+        .add("State", state)
+        .add("Waits", waits)
+        .add("Cluster", cluster(job))
+        .add("Tool", &job.tool_type)
+        .add("Nodes", nodes(job).to_string())
+        .add("Created", time(job.creation_time.as_ref()))
+        .add("Started", time(info.start_time.as_ref()))
+        .add("Ended", time(info.end_time.as_ref()))
+        .add("Exit code", exit_code(job))
+        .add_all("Error", info.errors.iter().map(error_text));
+    for attempt in &job.attempts {
+        details.add_all(&format!("Attempt {}", attempt.number), attempt_lines(attempt, now));
+    }
+    details.add("Output", format!("PREFIX/{}", job.job_output_directory_path_segment));
+    details.render()
+}
+
+fn attempt_lines(attempt: &Attempt, now: &Timestamp) -> Vec<String> {
+    let end = attempt.end_time.as_ref().unwrap_or(now);
+    let took = attempt.start_time.as_ref().map_or_else(String::new, |start| length(seconds_between(start, end)));
+    let how = match attempt.outcome() {
+        AttemptOutcome::Unspecified => match attempt.phase() {
+            AttemptPhase::Unspecified => "starting".to_owned(),
+            AttemptPhase::Prepare => "preparing".to_owned(),
+            AttemptPhase::Run => "running".to_owned(),
+            AttemptPhase::Stop => "stopping".to_owned(),
+            AttemptPhase::Ended => "ended".to_owned(),
+        },
+        outcome => short(outcome.as_str_name(), "ATTEMPT_OUTCOME_"),
+    };
+    let mut lines = vec![format!("{how} after {took}")];
+    lines.extend(attempt.nodes.iter().map(node_line));
+    lines
+}
+
+fn node_line(node: &AttemptNode) -> String {
+    let status = node.status.clone().unwrap_or_default();
+    let phase = match status.phase() {
+        AttemptNodePhase::Unspecified => "not reported yet".to_owned(),
+        phase => short(phase.as_str_name(), "ATTEMPT_NODE_PHASE_"),
+    };
+    let gpus: Vec<String> = node.gpus.iter().map(ToString::to_string).collect();
+    let gpus = if gpus.is_empty() { String::new() } else { format!(", GPUs {}", gpus.join(",")) };
+    let code = status.exit_code.map_or_else(String::new, |code| format!(", exit code {code}"));
+    let errors: String = status.errors.iter().map(|error| format!(", {}", error_text(error))).collect();
+    format!("{}: {phase}{gpus}{code}{errors}", last_segment(&node.node))
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use trainyard_proto::v1::{ExecutionInfo, JobSpec, ResourceId};
+
+    use super::*;
+
+    /// A job of two nodes that has failed.
+    fn failed_job() -> Job {
+        Job {
+            name: "workspaces/w/experiments/e/jobs/train".into(),
+            tool_type: "pytorch".into(),
+            execution_state: ExecutionState::Failed.into(),
+            creation_time: Some(Timestamp { seconds: 1000, nanos: 0 }),
+            spec: Some(JobSpec {
+                node_count: 2,
+                cluster: Some(ResourceId { id: "workspaces/w/clusters/c".into() }),
+                ..JobSpec::default()
+            }),
+            execution_info: Some(ExecutionInfo {
+                exit_code: Some(3),
+                errors: vec![BatchAiError {
+                    code: "JobFailed".into(),
+                    message: "rank 1 on node-2 ended with exit code 3".into(),
+                    details: vec![],
+                }],
+                ..ExecutionInfo::default()
+            }),
+            attempts: vec![Attempt {
+                number: 1,
+                outcome: AttemptOutcome::Failed.into(),
+                start_time: Some(Timestamp { seconds: 1000, nanos: 0 }),
+                end_time: Some(Timestamp { seconds: 1010, nanos: 0 }),
+                nodes: vec![AttemptNode { node: "nodes/node-2".into(), gpus: vec![0, 1], ..AttemptNode::default() }],
+                ..Attempt::default()
+            }],
+            ..Job::default()
+        }
+    }
+
+    #[test]
+    fn a_list_is_compact() {
+        let now = Timestamp { seconds: 1192, nanos: 0 };
+        assert_eq!(
+            table(&[failed_job()], "workspaces/w/experiments/e", &now),
+            "NAME   CLUSTER  TOOL     NODES  STATE   EXIT  AGE\n\
+             train  c        pytorch      2  failed     3  3m12s\n"
+        );
+        assert!(table(&[failed_job()], "workspaces/w/experiments/-", &now).contains("\nw/e/train "));
+    }
+
+    #[test]
+    fn a_failed_job_says_why_and_where() {
+        let text = details(&failed_job(), "", &Timestamp { seconds: 1192, nanos: 0 });
+        assert!(text.contains("JobFailed: rank 1 on node-2 ended with exit code 3"), "{text}");
+        assert!(text.contains("failed after 10s"), "{text}");
+        assert!(text.contains("node-2: not reported yet, GPUs 0,1"), "{text}");
+    }
+
+    #[test]
+    fn a_cluster_of_another_workspace_keeps_its_workspace() {
+        let mut job = failed_job();
+        job.name = "workspaces/other/experiments/e/jobs/train".into();
+        assert_eq!(cluster(&job), "w/c");
+    }
+}

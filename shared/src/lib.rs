@@ -5,9 +5,13 @@
 //! (identities), `client` (calls that survive the loss of a scheduler), `telemetry` (logging). It must never hold
 //! anything that only one program needs.
 
+pub mod duration;
 pub mod names;
 pub mod reason;
+pub mod shares;
+pub mod time;
 pub mod toolkit;
+pub mod validate;
 
 #[cfg(feature = "client")]
 pub mod client;

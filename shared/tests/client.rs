@@ -1,4 +1,6 @@
 //! The client against schedulers that refuse, vanish, freeze and break off.
+// Helpers stand outside of the test functions that clippy knows.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

@@ -1,4 +1,6 @@
 //! Identities over real handshakes and real files.
+// Helpers stand outside of the test functions that clippy knows.
+#![allow(clippy::unwrap_used)]
 
 mod support;
 

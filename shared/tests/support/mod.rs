@@ -1,5 +1,5 @@
 //! A scheduler that does as it is told, behind real TLS, and a relay that can cut or freeze connections.
-#![allow(dead_code, missing_docs, unreachable_pub)]
+#![allow(dead_code, missing_docs, unreachable_pub, clippy::unwrap_used)]
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};

@@ -101,6 +101,11 @@ pub(crate) fn job_spec(cluster: &str, command_line: &str, out: &str, gpus: u32) 
     }
 }
 
+/// A job that stays queued: what is measured is its acceptance.
+pub(crate) fn empty_job() -> JobSpec {
+    job_spec(EMPTY, "true", "/tmp", 0)
+}
+
 /// Resource name of a job.
 pub(crate) fn job_name(id: &str) -> String {
     format!("{EXPERIMENT}/jobs/{id}")

@@ -23,6 +23,10 @@ use crate::error::{BenchError, Context, Result};
 /// How much of the end of a log an error quotes, in bytes.
 const LOG_TAIL: u64 = 4096;
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
+/// How long one probe may take before it counts as a no, so that a daemon that has ended is noticed.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long a daemon may take to end after SIGTERM.
+const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A program under measurement. Dropping it kills it.
 pub(crate) struct Daemon {
@@ -162,6 +166,49 @@ fn tail(log: &Path) -> io::Result<String> {
     let mut bytes = Vec::new();
     file.read_to_end(&mut bytes)?;
     Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Asks `probe` again and again until it says yes; fails at once if one of the daemons ends by itself.
+pub(crate) async fn wait_until<F>(
+    what: &str,
+    timeout: Duration,
+    daemons: &mut [Daemon],
+    mut probe: F,
+) -> Result<()>
+where
+    F: AsyncFnMut() -> Result<bool>,
+{
+    let started = Instant::now();
+    loop {
+        if let Ok(answer) = tokio::time::timeout(PROBE_TIMEOUT, probe()).await
+            && answer?
+        {
+            return Ok(());
+        }
+        for daemon in daemons.iter_mut() {
+            daemon.check_alive()?;
+        }
+        if started.elapsed() > timeout {
+            let logs: Vec<_> = daemons.iter().map(Daemon::log_tail).collect();
+            return Err(BenchError::new(format!(
+                "waited {timeout:?} in vain until {what}\n{}",
+                logs.join("\n")
+            )));
+        }
+        // Other programs announce none of these conditions.
+        tokio::time::sleep(POLL_INTERVAL).await;
+    }
+}
+
+/// Ends all of them in good order, and kills those that take too long. Blocks the thread.
+pub(crate) fn end_all(daemons: &mut [Daemon]) {
+    for daemon in daemons.iter() {
+        daemon.ask_to_end();
+    }
+    let deadline = Instant::now() + STOP_TIMEOUT;
+    for daemon in daemons {
+        daemon.end_by(deadline);
+    }
 }
 
 /// Kills what a killed agent left running: supervisors (the agent's program with the run's directory among its arguments)

@@ -50,9 +50,9 @@ struct Timeline {
 pub(crate) async fn run(rig_args: &RigArgs, args: &LatencyArgs) -> Result<Value> {
     let rig = Rig::start(rig_args, args.nodes.nodes, args.nodes.gpus).await?;
     calls::prepare(&rig.client()?, args.nodes.nodes).await?;
-    let members = usize::try_from(rig_args.schedulers).unwrap_or(1);
+    let members = usize::from(rig_args.schedulers);
     let clients = rig.clients(members, args.to).await?;
-    let dir = rig.task_dir();
+    let dir = rig.task_dir().to_owned();
     eprintln!("measuring the floor");
     let floor: Samples = (0..FLOOR_RUNS)
         .map(|_| spawn_by_hand(&dir.join("floor")))

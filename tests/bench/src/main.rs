@@ -8,14 +8,18 @@ mod calls;
 mod daemon;
 mod disk;
 mod error;
+mod etcd;
 mod failover;
 mod idle;
 mod latency;
+mod outage;
+mod place;
 mod rig;
 mod stats;
 mod submit;
 mod throughput;
 mod usage;
+mod writer;
 
 use std::process::ExitCode;
 

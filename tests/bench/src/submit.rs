@@ -5,17 +5,19 @@
 use std::time::{Duration, Instant};
 
 use clap::Args;
+use nix::unistd::Pid;
+use prost::Message;
 use serde_json::{Value, json};
 use tokio::task::JoinSet;
-use trainyard_proto::v1::JobSpec;
-use trainyard_shared::client::Client;
 
 use crate::calls;
 use crate::disk;
-use crate::error::{BenchError, Context, Result};
-use crate::rig::{Rig, RigArgs, Target};
+use crate::error::{Context, Result};
+use crate::etcd::{CALM, Etcd};
+use crate::rig::{Beside, Rig, RigArgs, Target};
 use crate::stats::{Samples, round};
-use crate::usage::CpuMeter;
+use crate::usage::{CpuMeter, CpuUse};
+use crate::writer::{JobWriter, KeyWriter, Writer};
 
 /// Time for connections to be made and for the first jobs, which is not measured.
 const WARM_UP: Duration = Duration::from_secs(1);
@@ -35,47 +37,41 @@ pub(crate) struct SubmitArgs {
     /// Members to call
     #[arg(long, value_enum, default_value_t = Target::Any)]
     to: Target,
+    /// Measure a peer afterwards in the same way: its puts, with values of a job's size
+    #[arg(long, value_enum)]
+    beside: Option<Beside>,
 }
 
 /// Runs the benchmark.
 pub(crate) async fn run(rig_args: &RigArgs, args: &SubmitArgs) -> Result<Value> {
+    let mut report = measure_jobs(rig_args, args).await?;
+    if args.beside == Some(Beside::Etcd) {
+        measure_etcd(rig_args, args, &mut report).await?;
+    }
+    Ok(report)
+}
+
+async fn measure_jobs(rig_args: &RigArgs, args: &SubmitArgs) -> Result<Value> {
     let rig = Rig::start(rig_args, 0, 0).await?;
     eprintln!("measuring the disk");
     let floor = disk::floor(rig.path())?;
     calls::prepare(&rig.client()?, 0).await?;
     let connections = args.connections.unwrap_or(args.clients).min(args.clients);
     let clients = rig.clients(connections.into(), args.to).await?;
-    let spec = calls::job_spec(calls::EMPTY, "true", "/tmp", 0);
-
-    let seconds = Duration::from_secs(args.seconds);
+    let writers = clients.iter().cycle().take(args.clients.into());
+    let writers = writers.map(|client| JobWriter {
+        client: client.clone(),
+        spec: calls::empty_job(),
+    });
+    let seconds = args.seconds;
     eprintln!(
-        "creating jobs from {} clients for {} s",
-        args.clients, args.seconds
+        "creating jobs from {} clients for {seconds} s",
+        args.clients
     );
-    let from = Instant::now() + WARM_UP;
-    let until = from + seconds;
-    let mut writers = JoinSet::new();
-    for (number, client) in (0..args.clients).zip(clients.iter().cycle()) {
-        writers.spawn(create_until(
-            client.clone(),
-            number,
-            spec.clone(),
-            from,
-            until,
-        ));
-    }
-    tokio::time::sleep_until(from.into()).await;
-    let meter = CpuMeter::start(rig.member_pids()?)?;
-    tokio::time::sleep_until(until.into()).await;
-    let cpu = meter.read()?;
-    let mut latencies = Vec::new();
-    while let Some(joined) = writers.join_next().await {
-        latencies.extend(joined.cannot("wait for a client")??);
-    }
-    let latencies: Samples = latencies.into_iter().collect();
+    let (latencies, cpu) = drive(writers, seconds, rig.member_pids()?).await?;
     let leader = rig.leader().await?;
     Ok(json!({
-        "per_second": round(latencies.len() as f64 / seconds.as_secs_f64()),
+        "per_second": per_second(&latencies, seconds),
         "p50_ms": latencies.percentile_ms(50),
         "p99_ms": latencies.percentile_ms(99),
         "max_ms": latencies.max_ms(),
@@ -86,7 +82,7 @@ pub(crate) async fn run(rig_args: &RigArgs, args: &SubmitArgs) -> Result<Value> 
         "schedulers": rig_args.schedulers,
         "clients": args.clients,
         "connections": connections,
-        "seconds": args.seconds,
+        "seconds": seconds,
         "calls_to": args.to.text(),
         "leader_cpu_percent": cpu.percent(leader),
         "follower_cpu_percent": cpu.highest_percent_but(leader),
@@ -95,29 +91,76 @@ pub(crate) async fn run(rig_args: &RigArgs, args: &SubmitArgs) -> Result<Value> 
     }))
 }
 
-/// Creates jobs until `until`; the times of those that were acknowledged from `from` on.
-async fn create_until(
-    client: Client,
-    number: u16,
-    spec: JobSpec,
+/// The same with etcd, whose clients have a connection each and spread evenly over the members.
+async fn measure_etcd(rig_args: &RigArgs, args: &SubmitArgs, report: &mut Value) -> Result<()> {
+    eprintln!("starting etcd");
+    let etcd = Etcd::start(rig_args.run_dir()?, rig_args.schedulers).await?;
+    let value = vec![b'x'; calls::empty_job().encoded_len()];
+    let clients = (0..args.clients).map(|number| etcd.client(number.into(), CALM));
+    let clients = clients.collect::<Result<Vec<_>>>()?;
+    let writers = clients.into_iter().map(|client| KeyWriter {
+        client,
+        value: value.clone(),
+    });
+    eprintln!(
+        "putting keys from {} clients for {} s",
+        args.clients, args.seconds
+    );
+    let (latencies, cpu) = drive(writers, args.seconds, etcd.member_pids()?).await?;
+    let leader = etcd.leader().await?;
+    let etcd_per_second = per_second(&latencies, args.seconds);
+    let own = report["per_second"].as_f64().unwrap_or_default();
+    report["etcd_per_second"] = etcd_per_second.into();
+    report["etcd_p50_ms"] = latencies.percentile_ms(50).into();
+    report["etcd_p99_ms"] = latencies.percentile_ms(99).into();
+    report["etcd_leader_cpu_percent"] = cpu.percent(leader).into();
+    report["etcd_client_cpu_percent"] = cpu.own_percent().into();
+    report["ratio_to_etcd"] = round(own / etcd_per_second).into();
+    Ok(())
+}
+
+fn per_second(latencies: &Samples, seconds: u64) -> f64 {
+    round(latencies.len() as f64 / seconds as f64)
+}
+
+/// Lets every writer write one thing after another. Returns the times of the writes that were answered in the measured time,
+/// and what the processes used in it.
+async fn drive<W: Writer>(
+    writers: impl Iterator<Item = W>,
+    seconds: u64,
+    pids: Vec<Pid>,
+) -> Result<(Samples, CpuUse)> {
+    let from = Instant::now() + WARM_UP;
+    let until = from + Duration::from_secs(seconds);
+    let mut tasks = JoinSet::new();
+    for (number, writer) in writers.enumerate() {
+        tasks.spawn(write_until(writer, number, from, until));
+    }
+    tokio::time::sleep_until(from.into()).await;
+    let meter = CpuMeter::start(pids)?;
+    tokio::time::sleep_until(until.into()).await;
+    let cpu = meter.read()?;
+    let mut latencies = Vec::new();
+    while let Some(joined) = tasks.join_next().await {
+        latencies.extend(joined.cannot("wait for a client")??);
+    }
+    Ok((latencies.into_iter().collect(), cpu))
+}
+
+/// Writes until `until`; the times of those writes that were answered from `from` on.
+async fn write_until<W: Writer>(
+    mut writer: W,
+    number: usize,
     from: Instant,
     until: Instant,
 ) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
-    for job in 0_u64.. {
+    for count in 0_u64.. {
         let begun = Instant::now();
         if begun >= until {
             break;
         }
-        calls::create_job(&client, format!("c{number}-{job}"), &spec)
-            .await
-            .map_err(|status| {
-                BenchError::new(format!(
-                    "cannot create a job: {:?}: {}",
-                    status.code(),
-                    status.message()
-                ))
-            })?;
+        writer.write(format!("c{number}-{count}")).await?;
         let ended = Instant::now();
         if ended >= from && ended < until {
             times.push(ended - begun);

@@ -63,7 +63,6 @@ pub(crate) async fn run(rig_args: &RigArgs, args: &ThroughputArgs) -> Result<Val
         .filter(|job| job.execution_state() == ExecutionState::Succeeded)
         .count();
     let restarted = jobs.values().filter(|job| job.attempts.len() != 1).count();
-    let first_agent = rig.members.len();
     Ok(json!({
         "per_second": round(f64::from(args.jobs) / all.as_secs_f64()),
         "seconds": round(all.as_secs_f64()),
@@ -78,7 +77,7 @@ pub(crate) async fn run(rig_args: &RigArgs, args: &ThroughputArgs) -> Result<Val
         "clients": args.clients,
         "calls_to": args.to.text(),
         "leader_cpu_percent": cpu.percent(leader),
-        "agent_cpu_percent": cpu.percent(first_agent),
+        "agent_cpu_percent": cpu.percent(usize::from(rig_args.schedulers)),
         "client_cpu_percent": cpu.own_percent(),
         "file_system": rig.file_system(),
     }))

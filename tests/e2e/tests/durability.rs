@@ -57,7 +57,7 @@ impl Tracer {
     fn finish(mut self) -> Vec<f64> {
         self.detach();
         let text = fs::read_to_string(&self.log).unwrap();
-        let times: Vec<_> = text.lines().filter_map(sync_return).collect();
+        let times = sync_returns(&text);
         assert!(!times.is_empty(), "no sync at all:\n{text}");
         times
     }
@@ -75,37 +75,51 @@ impl Drop for Tracer {
     }
 }
 
-/// When a successful sync of the store's file returned, from a line such as
+/// When successful syncs of the store's file returned, from lines such as
 /// `17 1700000000.000001 fdatasync(9</data/db>) = 0 <0.000160>` or, cut in two by another thread,
+/// `17 1700000000.000001 fdatasync(9</data/db> <unfinished ...>` and
 /// `17 1700000000.000161 <... fdatasync resumed>) = 0 <0.000160>`.
-fn sync_return(line: &str) -> Option<f64> {
-    let (call, result) = line.rsplit_once(" = ")?;
-    let (value, duration) = result.split_once(" <")?;
-    if value != "0" {
-        return None;
+fn sync_returns(log: &str) -> Vec<f64> {
+    // Per thread: whether its unfinished call is about the store's file.
+    let mut unfinished = BTreeMap::new();
+    let mut returns = Vec::new();
+    for line in log.lines() {
+        let mut words = line.split_whitespace();
+        let (Some(thread), Some(time)) = (words.next(), words.next()) else {
+            continue;
+        };
+        let Some((call, result)) = line.rsplit_once(" = ") else {
+            unfinished.insert(thread, line.contains("/db>"));
+            continue;
+        };
+        let (value, duration) = result.split_once('<').unwrap();
+        let resumed = call.contains("resumed>");
+        let of_store = match resumed {
+            true => unfinished.remove(thread) == Some(true),
+            false => call.contains("/db>"),
+        };
+        if of_store && value.split_whitespace().next() == Some("0") {
+            let time: f64 = time.parse().unwrap();
+            let duration: f64 = duration.trim_end_matches('>').parse().unwrap();
+            returns.push(if resumed { time } else { time + duration });
+        }
     }
-    let duration: f64 = duration.trim_end_matches('>').parse().ok()?;
-    let time: f64 = call.split_whitespace().nth(1)?.parse().ok()?;
-    if call.contains("resumed") {
-        Some(time)
-    } else {
-        call.contains("/db>").then_some(time + duration)
-    }
+    returns
 }
 
 #[test]
 fn lines_of_strace_are_understood() {
-    let plain = "17   1700000000.000001 fdatasync(9</x/data/db>) = 0 <0.5>";
-    assert_eq!(sync_return(plain), Some(1_700_000_000.500_001));
-    let cut = "17 1700000000.25 <... fdatasync resumed>) = 0 <0.5>";
-    assert_eq!(sync_return(cut), Some(1_700_000_000.25));
-    let failed =
-        "17 1700000000.25 fdatasync(9</x/db>) = -1 EIO (Input/output error) (INJECTED) <0.5>";
-    assert_eq!(sync_return(failed), None);
-    assert_eq!(
-        sync_return("17 1700000000.25 fdatasync(9</x/db> <unfinished ...>"),
-        None
-    );
+    let log = "\
+17   1000.25 fdatasync(9</x/data/db>) = 0 <0.5>
+17   1001.25 fdatasync(9</x/data/db> <unfinished ...>
+18   1002.25 fsync(7</x/data>) = 0 <0.5>
+18   1003.25 fsync(7</x/data> <unfinished ...>
+17   1004.25 <... fdatasync resumed>) = 0 (DELAYED) <3.0>
+18   1005.25 <... fsync resumed>) = 0 <2.0>
+17   1006.25 fdatasync(9</x/data/db>) = -1 EIO (Input/output error) (INJECTED) <0.5>
+19   1007.25 +++ exited with 0 +++
+";
+    assert_eq!(sync_returns(log), [1000.75, 1004.25]);
 }
 
 fn now() -> f64 {

@@ -26,12 +26,12 @@ const WORKSPACE: &str = "workspaces/bench";
 const EXPERIMENT: &str = "workspaces/bench/experiments/bench";
 /// Cluster that holds all nodes.
 pub(crate) const BUSY: &str = "busy";
-/// Cluster without nodes: its jobs stay queued.
+/// Cluster that waits for a node of a class that no agent has: its jobs stay queued.
 pub(crate) const EMPTY: &str = "empty";
 /// Largest page.
 const PAGE: u32 = 1000;
 
-/// Makes what jobs need: a workspace, an experiment, a cluster that takes `nodes` nodes and one that takes none.
+/// Makes what jobs need: a workspace, an experiment, a cluster that takes `nodes` nodes and one that gets none.
 pub(crate) async fn prepare(client: &Client, nodes: u64) -> Result<()> {
     call(client, "create a workspace", |channel| async move {
         let request = CreateWorkspaceRequest {
@@ -56,10 +56,10 @@ pub(crate) async fn prepare(client: &Client, nodes: u64) -> Result<()> {
             .await
     })
     .await?;
-    for (cluster, target) in [(EMPTY, 0), (BUSY, nodes)] {
+    for (cluster, target, class) in [(EMPTY, 1, "none"), (BUSY, nodes, "")] {
         call(client, "create a cluster", |channel| async move {
             ClusterServiceClient::new(channel)
-                .create_cluster(cluster_request(cluster, target))
+                .create_cluster(cluster_request(cluster, target, class))
                 .await
         })
         .await?;
@@ -67,11 +67,12 @@ pub(crate) async fn prepare(client: &Client, nodes: u64) -> Result<()> {
     Ok(())
 }
 
-fn cluster_request(cluster: &str, nodes: u64) -> CreateClusterRequest {
+fn cluster_request(cluster: &str, nodes: u64, class: &str) -> CreateClusterRequest {
     CreateClusterRequest {
         parent: WORKSPACE.into(),
         cluster_id: cluster.into(),
         cluster: Some(Cluster {
+            vm_size: class.into(),
             scale_settings: Some(ScaleSettings {
                 manual: Some(ManualScaleSettings {
                     target_node_count: u32::try_from(nodes).unwrap_or(u32::MAX),

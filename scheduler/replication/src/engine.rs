@@ -56,12 +56,7 @@ pub struct Engine<S: StateMachine, D, P, R> {
 
 impl<S: StateMachine, D: Disk, P, R> Engine<S, D, P, R> {
     /// Binds the parts; the state machine must stand at the store's snapshot.
-    pub fn new(
-        node: Node<P, R>,
-        store: LogStore<D>,
-        machine: S,
-        policy: SnapshotPolicy,
-    ) -> Self {
+    pub fn new(node: Node<P, R>, store: LogStore<D>, machine: S, policy: SnapshotPolicy) -> Self {
         Engine {
             node,
             store,
@@ -225,7 +220,11 @@ impl<S: StateMachine, D: Disk, P, R> Engine<S, D, P, R> {
             return Err(FatalError::Bug("a snapshot without data".to_owned()));
         };
         let index = info.position.index;
-        tracing::info!(index, bytes = data.len(), "restoring a snapshot from the leader");
+        tracing::info!(
+            index,
+            bytes = data.len(),
+            "restoring a snapshot from the leader"
+        );
         self.node.snapshot_begun();
         self.machine
             .restore(index, &data)

@@ -9,9 +9,7 @@ use tokio::sync::{oneshot, watch};
 
 use crate::driver::{Driver, Grouping, describe};
 use crate::engine::{Engine, SnapshotPolicy};
-use crate::error::{
-    FatalError, InboundError, ProposeError, ReadError, StartError, TransferError,
-};
+use crate::error::{FatalError, InboundError, ProposeError, ReadError, StartError, TransferError};
 use crate::inbox::{Inbox, PeerInput, PeerSink, ReportSink};
 use crate::machine::{Applied, StateMachine};
 use crate::node::{Node, NodeConfig};
@@ -72,8 +70,7 @@ impl Replication {
         let inbox = Arc::new(Inbox::new(options.limits.clone()));
         let weak: std::sync::Weak<dyn ReportSink> = Arc::downgrade(&inbox) as _;
         transport.start(Reports(weak));
-        let (status, watcher) =
-            watch::channel(describe(options.member_id, &engine, Run::Running));
+        let (status, watcher) = watch::channel(describe(options.member_id, &engine, Run::Running));
         let driver = Driver {
             member_id: options.member_id,
             engine,

@@ -51,11 +51,11 @@ pub struct Options {
 pub struct Limits {
     /// Largest command in bytes (4 MiB).
     pub max_command_bytes: usize,
-    /// Proposals that may wait for the replication thread (16,384).
+    /// Proposals that may wait for the replication thread, and as many again that may wait for a majority (16,384).
     pub max_queued_proposals: usize,
     /// Bytes of those proposals (64 MiB).
     pub max_queued_proposal_bytes: usize,
-    /// Read barriers that may wait (16,384).
+    /// Read barriers that may wait for the replication thread, and as many again that may wait for a majority (16,384).
     pub max_queued_reads: usize,
     /// Bytes of peer messages that may wait; above it the senders are slowed down (32 MiB).
     pub max_queued_peer_bytes: usize,

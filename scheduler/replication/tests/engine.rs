@@ -93,7 +93,10 @@ fn commands_survive_a_lossy_network() {
         cluster.elect();
         cluster.run(30);
         let journals: Vec<Vec<String>> = MEMBERS.iter().map(|id| cluster.texts(*id)).collect();
-        assert!(journals.windows(2).all(|pair| pair[0] == pair[1]), "seed {seed}");
+        assert!(
+            journals.windows(2).all(|pair| pair[0] == pair[1]),
+            "seed {seed}"
+        );
         for command in &acknowledged {
             let times = journals[0].iter().filter(|known| *known == command).count();
             assert_eq!(times, 1, "seed {seed}: {command}");
@@ -168,7 +171,12 @@ fn the_same_seed_gives_the_same_run() {
         cluster.run(100);
         MEMBERS.map(|id| {
             let node = cluster.engine(id).node();
-            (node.term(), node.leader(), node.committed_index(), node.role())
+            (
+                node.term(),
+                node.leader(),
+                node.committed_index(),
+                node.role(),
+            )
         })
     };
     assert_eq!(run(7), run(7));
@@ -184,7 +192,11 @@ fn losing_leadership_makes_proposals_uncertain() {
     cluster.deliver();
     assert!(!cluster.proposals.contains_key(&token));
     cluster.run(60);
-    assert_ne!(cluster.engine(leader).node().role(), Role::Leader, "check_quorum");
+    assert_ne!(
+        cluster.engine(leader).node().role(),
+        Role::Leader,
+        "check_quorum"
+    );
     assert_eq!(cluster.proposals[&token], Err(ProposeError::Uncertain));
     assert_eq!(
         cluster.reads[&read],
@@ -219,7 +231,10 @@ fn a_read_needs_a_majority_and_sees_everything_committed_before() {
     let write = cluster.propose(leader, "seen");
     let read = cluster.read(leader);
     let second = cluster.read(leader);
-    assert!(!cluster.reads.contains_key(&read), "nobody has confirmed yet");
+    assert!(
+        !cluster.reads.contains_key(&read),
+        "nobody has confirmed yet"
+    );
     cluster.deliver();
     assert!(cluster.proposals[&write].is_ok());
     let index = cluster.reads[&read].clone().unwrap();
@@ -307,7 +322,11 @@ fn leadership_can_be_handed_over() {
     );
     cluster.deliver();
     cluster.run(1);
-    assert_eq!(cluster.leader(), Some(to), "at once, without an election timeout");
+    assert_eq!(
+        cluster.leader(),
+        Some(to),
+        "at once, without an election timeout"
+    );
 }
 
 #[test]
@@ -334,7 +353,10 @@ fn a_failed_disk_ends_the_member_before_anything_is_acknowledged() {
         engine.step(leader, &append).unwrap();
         let mut sent = Sent::default();
         let error = engine.turn(&mut sent).unwrap_err();
-        assert!(sent.messages.is_empty(), "{fault}: nothing may be acknowledged");
+        assert!(
+            sent.messages.is_empty(),
+            "{fault}: nothing may be acknowledged"
+        );
         match (full, &error) {
             (true, FatalError::Store(StoreError::Full { .. }))
             | (false, FatalError::Store(StoreError::Io { .. })) => {}
@@ -385,7 +407,12 @@ fn garbage_from_a_peer_is_refused() {
     let mut cluster = Cluster::new(13);
     let leader = cluster.elect();
     let engine = cluster.engines.get_mut(&leader).unwrap();
-    for bytes in [&b""[..], b"\xff\xff", b"\x08\x00", &[0x08, 0x03, 0x10, 1, 0x18, 2]] {
+    for bytes in [
+        &b""[..],
+        b"\xff\xff",
+        b"\x08\x00",
+        &[0x08, 0x03, 0x10, 1, 0x18, 2],
+    ] {
         assert!(engine.step(2, bytes).is_err());
         assert!(engine.step(9, bytes).is_err());
         assert!(engine.step_snapshot(2, bytes, bytes::Bytes::new()).is_err());

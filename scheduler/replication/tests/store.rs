@@ -80,16 +80,25 @@ fn story<D: Disk>(open: &dyn Fn() -> Result<(LogStore<D>, Stored), StartError>) 
     assert_eq!(stored.conf_state.voters, VOTERS);
 
     // Small, overwritten and large batches.
-    store.append(&hard_state(2, 1), &entries(2..10, 2, 100)).unwrap();
-    store.append(&hard_state(3, 5), &entries(7..9, 3, 100)).unwrap();
-    store.append(&hard_state(3, 6), &entries(9..12, 3, 100_000)).unwrap();
+    store
+        .append(&hard_state(2, 1), &entries(2..10, 2, 100))
+        .unwrap();
+    store
+        .append(&hard_state(3, 5), &entries(7..9, 3, 100))
+        .unwrap();
+    store
+        .append(&hard_state(3, 6), &entries(9..12, 3, 100_000))
+        .unwrap();
     store.append(&hard_state(4, 6), &[]).unwrap();
     store.sync().unwrap();
     drop(store);
 
     let (mut store, stored) = open().unwrap();
     assert_eq!(stored.hard_state, hard_state(4, 6));
-    let terms: Vec<(u64, u64)> = (2..7).map(|i| (i, 2)).chain((7..12).map(|i| (i, 3))).collect();
+    let terms: Vec<(u64, u64)> = (2..7)
+        .map(|i| (i, 2))
+        .chain((7..12).map(|i| (i, 3)))
+        .collect();
     assert_eq!(indices(&stored), terms);
     assert_eq!(stored.entries[7..], entries(9..12, 3, 100_000));
 
@@ -104,7 +113,9 @@ fn story<D: Disk>(open: &dyn Fn() -> Result<(LogStore<D>, Stored), StartError>) 
     assert_eq!(store.read_snapshot().unwrap(), None);
     store.begin_snapshot(info(6, 2), bytes.clone().into());
     let truncated = Position { index: 4, term: 2 };
-    store.finish_snapshot(truncated, true, &hard_state(4, 6)).unwrap();
+    store
+        .finish_snapshot(truncated, true, &hard_state(4, 6))
+        .unwrap();
     while store.maintain(10).unwrap() {}
     store.sync().unwrap();
     drop(store);
@@ -119,8 +130,12 @@ fn story<D: Disk>(open: &dyn Fn() -> Result<(LogStore<D>, Stored), StartError>) 
     let mut reader = store.snapshot_source().unwrap();
     store.begin_snapshot(info(50, 6), b"small".to_vec().into());
     let position = Position { index: 50, term: 6 };
-    store.finish_snapshot(position, false, &hard_state(6, 50)).unwrap();
-    store.append(&hard_state(6, 50), &entries(51..53, 6, 10)).unwrap();
+    store
+        .finish_snapshot(position, false, &hard_state(6, 50))
+        .unwrap();
+    store
+        .append(&hard_state(6, 50), &entries(51..53, 6, 10))
+        .unwrap();
     store.sync().unwrap();
     while store.maintain(1000).unwrap() {}
     let mut read = Vec::new();
@@ -166,7 +181,9 @@ fn large_values_never_become_files_of_their_own() {
     }
     store.begin_snapshot(info(100, 2), vec![7; 3_000_000].into());
     let truncated = Position { index: 90, term: 2 };
-    store.finish_snapshot(truncated, true, &hard_state(2, 100)).unwrap();
+    store
+        .finish_snapshot(truncated, true, &hard_state(2, 100))
+        .unwrap();
     while store.maintain(7).unwrap() {}
     store.sync().unwrap();
     drop(store);
@@ -193,14 +210,19 @@ fn compaction_gives_space_back() {
             term: 2,
         };
         store.begin_snapshot(info(last.index, 2), vec![1; 1_000_000].into());
-        store.finish_snapshot(last, true, &hard_state(2, last.index)).unwrap();
+        store
+            .finish_snapshot(last, true, &hard_state(2, last.index))
+            .unwrap();
         while store.maintain(64).unwrap() {
             store.sync().unwrap();
         }
     }
     let written = 15 * 20 * 10 * 20_000;
     let bytes = store.disk_bytes();
-    assert!(bytes < written / 2, "{bytes} bytes on the disk after {written}");
+    assert!(
+        bytes < written / 2,
+        "{bytes} bytes on the disk after {written}"
+    );
 }
 
 #[test]
@@ -222,7 +244,14 @@ fn another_cluster_or_member_is_refused_by_name() {
         ..owner()
     };
     let error = LogStore::open(platter.open(), &other, &VOTERS).unwrap_err();
-    assert!(matches!(error, StartError::WrongOwner { found_member: 2, member: 3, .. }));
+    assert!(matches!(
+        error,
+        StartError::WrongOwner {
+            found_member: 2,
+            member: 3,
+            ..
+        }
+    ));
     let error = LogStore::open(platter.open(), &owner(), &[1, 2]).unwrap_err();
     assert!(matches!(error, StartError::MembersDiffer { .. }), "{error}");
 }
@@ -299,9 +328,15 @@ fn a_damaged_snapshot_is_found() {
     let (mut store, _) = open_memory(&platter).unwrap();
     store.begin_snapshot(info(20, 2), vec![3; 100_000].into());
     let truncated = Position { index: 20, term: 2 };
-    store.finish_snapshot(truncated, true, &hard_state(2, 22)).unwrap();
+    store
+        .finish_snapshot(truncated, true, &hard_state(2, 22))
+        .unwrap();
     drop(store);
-    let chunk = platter.keys().into_iter().rfind(|key| key[0] == b's').unwrap();
+    let chunk = platter
+        .keys()
+        .into_iter()
+        .rfind(|key| key[0] == b's')
+        .unwrap();
     platter.flip(&chunk, 100);
     let (store, _) = open_memory(&platter).unwrap();
     let error = store.read_snapshot().unwrap_err();
@@ -316,22 +351,63 @@ fn an_unsynced_tail_is_dropped_and_a_synced_one_never() {
             three_batches(&platter);
             let (mut store, _) = open_memory(&platter).unwrap();
             // One batch of several records that was never synced.
-            store.append(&hard_state(5, 31), &entries(32..36, 5, 29_000)).unwrap();
+            store
+                .append(&hard_state(5, 31), &entries(32..36, 5, 29_000))
+                .unwrap();
             assert_eq!(platter.unsynced(), 4);
             drop(store);
             platter.crash(keep, torn);
             let (mut store, stored) = open_memory(&platter).unwrap();
             let all = keep >= 4;
             let last = if all { (35, 5) } else { (31, 2) };
-            assert_eq!(*indices(&stored).last().unwrap(), last, "keep {keep}, torn {torn}");
+            assert_eq!(
+                *indices(&stored).last().unwrap(),
+                last,
+                "keep {keep}, torn {torn}"
+            );
             assert_eq!(stored.hard_state.term, if all { 5 } else { 2 });
             // And the place is usable again.
-            store.append(&hard_state(6, 31), &entries(32..33, 6, 5)).unwrap();
+            store
+                .append(&hard_state(6, 31), &entries(32..33, 6, 5))
+                .unwrap();
             store.sync().unwrap();
             drop(store);
             platter.crash(0, false);
             let (_, stored) = open_memory(&platter).unwrap();
             assert_eq!(*indices(&stored).last().unwrap(), (32, 6));
+        }
+    }
+}
+
+#[test]
+fn a_snapshot_counts_wholly_or_not_at_all() {
+    for keep_log in [false, true] {
+        for keep in 0..5 {
+            for torn in [false, true] {
+                let platter = Platter::new();
+                three_batches(&platter);
+                let (mut store, before) = open_memory(&platter).unwrap();
+                let index = if keep_log { 20 } else { 100 };
+                platter.set_failing(true);
+                store.begin_snapshot(info(index, 2), b"bytes".to_vec().into());
+                let position = Position { index, term: 2 };
+                store
+                    .finish_snapshot(position, keep_log, &hard_state(3, index.max(22)))
+                    .unwrap_err();
+                assert_eq!(platter.unsynced(), 3, "chunk, base, batch");
+                drop(store);
+                platter.crash(keep, torn);
+                let (store, after) = open_memory(&platter).unwrap();
+                if keep < 2 {
+                    assert_eq!(after, before, "keep {keep}, torn {torn}");
+                    continue;
+                }
+                assert_eq!(after.snapshot, Some(info(index, 2)));
+                assert_eq!(after.truncated, position);
+                assert_eq!(after.entries.len(), if keep_log { 11 } else { 0 });
+                assert_eq!(after.hard_state, hard_state(3, index.max(22)));
+                assert_eq!(store.read_snapshot().unwrap(), Some(b"bytes".to_vec()));
+            }
         }
     }
 }
@@ -365,7 +441,11 @@ fn damage_anywhere_in_the_database_file_is_refused_or_harmless() {
         let directory = tempfile::tempdir().unwrap();
         sled_with_entries(directory.path());
         let db = directory.path().join("log/db");
-        let file = std::fs::OpenOptions::new().write(true).read(true).open(&db).unwrap();
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .read(true)
+            .open(&db)
+            .unwrap();
         let length = file.metadata().unwrap().len();
         let offset = length * place / 24 + 1_234;
         let mut byte = [0];
@@ -398,7 +478,10 @@ fn a_cut_file_is_refused() {
     file.set_len(length / 2).unwrap();
     drop(file);
     let error = open_sled(directory.path()).unwrap_err();
-    assert!(matches!(error, StartError::Store(StoreError::Damaged { .. })), "{error}");
+    assert!(
+        matches!(error, StartError::Store(StoreError::Damaged { .. })),
+        "{error}"
+    );
 }
 
 #[test]
@@ -409,7 +492,10 @@ fn a_vanished_file_never_looks_like_a_new_member() {
         std::fs::remove_file(directory.path().join(name)).unwrap();
         let error = open_sled(directory.path()).unwrap_err();
         assert!(error.to_string().contains(name), "{error}");
-        assert!(matches!(error, StartError::Store(StoreError::Damaged { .. })), "{error}");
+        assert!(
+            matches!(error, StartError::Store(StoreError::Damaged { .. })),
+            "{error}"
+        );
         // And it says so every time.
         open_sled(directory.path()).unwrap_err();
     }

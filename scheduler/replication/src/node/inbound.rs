@@ -54,8 +54,8 @@ impl<P, R> Node<P, R> {
     }
 
     fn parse(&self, from: u64, bytes: &[u8]) -> Result<Message, StepError> {
-        let message = Message::parse_from_bytes(bytes)
-            .map_err(|error| refused(from, &error.to_string()))?;
+        let message =
+            Message::parse_from_bytes(bytes).map_err(|error| refused(from, &error.to_string()))?;
         if message.from != from || message.to != self.raw.raft.id {
             return Err(refused(from, "sender or receiver differ from the envelope"));
         }
@@ -108,16 +108,22 @@ impl<P, R> Node<P, R> {
                 let mut term = message.log_term;
                 for (offset, entry) in (1..).zip(message.entries.iter()) {
                     let expected = message.index.checked_add(offset);
-                    if expected != Some(entry.index) || entry.term < term || entry.term > message.term {
+                    if expected != Some(entry.index)
+                        || entry.term < term
+                        || entry.term > message.term
+                    {
                         return Err(refused(from, "entries out of order"));
                     }
                     term = entry.term;
                 }
             }
-            MessageType::MsgAppendResponse if self.is_leader() && message.term == self.term() => {
-                if !message.reject && message.index > last {
-                    return Err(refused(from, "it acknowledges what was never sent"));
-                }
+            MessageType::MsgAppendResponse
+                if self.is_leader()
+                    && message.term == self.term()
+                    && !message.reject
+                    && message.index > last =>
+            {
+                return Err(refused(from, "it acknowledges what was never sent"));
             }
             // The leader speaks only of what this member has acknowledged as durable.
             MessageType::MsgHeartbeat if message.term >= self.term() && message.commit > last => {

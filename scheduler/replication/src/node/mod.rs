@@ -404,8 +404,7 @@ impl<P, R> Node<P, R> {
                 MemberProgress {
                     id: *id,
                     matched: if leads { progress.matched } else { 0 },
-                    recent_active: *id == own
-                        || heard > 0 && silence <= self.election_ticks as u64,
+                    recent_active: *id == own || heard > 0 && silence <= self.election_ticks as u64,
                 }
             })
             .collect();

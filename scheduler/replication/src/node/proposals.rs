@@ -26,8 +26,11 @@ impl<P, R> Node<P, R> {
                 self.answers.proposals.push((token, refusal));
                 continue;
             }
-            let Some(left) = room.checked_sub(bytes as u64) else {
-                self.answers.proposals.push((token, ProposeError::Overloaded));
+            let full = self.inflight.len() + accepted.len() >= self.limits.max_queued_proposals;
+            let Some(left) = room.checked_sub(bytes as u64).filter(|_| !full) else {
+                self.answers
+                    .proposals
+                    .push((token, ProposeError::Overloaded));
                 continue;
             };
             room = left;
@@ -93,13 +96,16 @@ impl<P, R> Node<P, R> {
 
     /// Asks for a linearizable read.
     pub fn read(&mut self, token: R) {
-        if self.is_leader() {
+        let failure = if !self.is_leader() {
+            let leader = self.leader();
+            ReadError::NotLeader { leader }
+        } else if self.reads.count() >= self.limits.max_queued_reads {
+            ReadError::Overloaded
+        } else {
             self.reads.ask(token, self.now);
             self.settle();
-        } else {
-            let leader = self.leader();
-            let failure = (token, ReadError::NotLeader { leader });
-            self.answers.failed_reads.push(failure);
-        }
+            return;
+        };
+        self.answers.failed_reads.push((token, failure));
     }
 }

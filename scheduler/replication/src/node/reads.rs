@@ -46,6 +46,13 @@ impl<R> Reads<R> {
         });
     }
 
+    /// Readers that wait for anything.
+    pub(super) fn count(&self) -> usize {
+        let round = self.round.as_ref().map_or(0, |round| round.readers.len());
+        let confirmed = self.confirmed.iter().map(|(_, readers)| readers.len());
+        self.waiting.len() + round + confirmed.sum::<usize>()
+    }
+
     /// Begins the next round if readers wait and none is under way; gives its context.
     pub(super) fn next_round(&mut self) -> Option<Vec<u8>> {
         if self.waiting.is_empty() || self.round.is_some() {
@@ -85,7 +92,11 @@ impl<R> Reads<R> {
         leader: Option<u64>,
         failed: &mut Vec<(R, ReadError)>,
     ) {
-        let round = self.round.take().into_iter().flat_map(|round| round.readers);
+        let round = self
+            .round
+            .take()
+            .into_iter()
+            .flat_map(|round| round.readers);
         for reader in round.chain(self.waiting.drain(..)) {
             failed.push((reader.token, ReadError::NotLeader { leader }));
         }
@@ -109,7 +120,11 @@ impl<R> Reads<R> {
     }
 
     pub(super) fn abandon(&mut self) -> Vec<R> {
-        let round = self.round.take().into_iter().flat_map(|round| round.readers);
+        let round = self
+            .round
+            .take()
+            .into_iter()
+            .flat_map(|round| round.readers);
         let confirmed = self.confirmed.drain(..).flat_map(|(_, readers)| readers);
         round
             .chain(confirmed)

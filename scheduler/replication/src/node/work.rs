@@ -93,11 +93,12 @@ impl<P, R> Node<P, R> {
         let snapshot = Some(ready.snapshot())
             .filter(|snapshot| !snapshot.is_empty())
             .map(snapshot_info);
-        let write = (ready.must_sync() || !entries.is_empty() || snapshot.is_some()).then(|| Write {
-            hard_state: self.raw.raft.hard_state(),
-            entries,
-            snapshot,
-        });
+        let write =
+            (ready.must_sync() || !entries.is_empty() || snapshot.is_some()).then(|| Write {
+                hard_state: self.raw.raft.hard_state(),
+                entries,
+                snapshot,
+            });
         self.pending = Some(ready);
         Work { messages, write }
     }

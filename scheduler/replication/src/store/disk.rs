@@ -8,6 +8,9 @@ use bytes::Bytes;
 
 use crate::error::StoreError;
 
+/// Sees one record of a scan; `false` ends the scan.
+pub type Visit<'a> = dyn FnMut(&[u8], Bytes) -> Result<bool, StoreError> + 'a;
+
 /// An ordered map on a disk.
 pub trait Disk: Send + 'static {
     /// Names the place in errors, such as a path.
@@ -20,11 +23,7 @@ pub trait Disk: Send + 'static {
     fn remove(&mut self, key: &[u8]) -> Result<(), StoreError>;
     /// Calls `visit` for every key with this prefix, in order, until it says `false`. An unreadable record ends the scan
     /// with an error.
-    fn scan(
-        &self,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], Bytes) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError>;
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError>;
     /// Makes everything durable, then remembers `mark` beside the map: see [`Disk::mark`].
     fn sync(&mut self, mark: u64) -> Result<(), StoreError>;
     /// The last mark whose sync certainly ended before the disk was opened; 0 if it was never synced. A store whose

@@ -65,20 +65,21 @@ impl<D: Disk> LogStore<D> {
             voters: voters.to_vec(),
             ..ConfState::default()
         };
-        let base = Base {
-            first_sequence: 1,
-            truncated_index: BOOTSTRAP_INDEX,
-            truncated_term: BOOTSTRAP_TERM,
-            conf_state: conf_state.clone(),
-            snapshot: None,
-        };
         let hard_state = HardState {
             term: BOOTSTRAP_TERM,
             commit: BOOTSTRAP_INDEX,
             ..HardState::default()
         };
+        let base = Base {
+            first_sequence: 1,
+            truncated_index: BOOTSTRAP_INDEX,
+            truncated_term: BOOTSTRAP_TERM,
+            hard_state: hard_state.clone(),
+            conf_state: conf_state.clone(),
+            snapshot: None,
+        };
         let mut store = Self::empty(disk, base.clone(), 1);
-        store.rebase(base, &hard_state)?;
+        store.rebase(base)?;
         let stored = Stored {
             hard_state,
             conf_state,
@@ -232,7 +233,7 @@ struct Replay {
     truncated: u64,
     /// Behind the last complete batch.
     next_sequence: u64,
-    hard_state: Option<HardState>,
+    hard_state: HardState,
     entries: Vec<Entry>,
     batches: VecDeque<Batch>,
 }
@@ -242,7 +243,7 @@ impl Replay {
         Replay {
             truncated: base.truncated_index,
             next_sequence: base.first_sequence,
-            hard_state: None,
+            hard_state: base.hard_state.clone(),
             entries: Vec::new(),
             batches: VecDeque::new(),
         }
@@ -266,8 +267,18 @@ impl Replay {
             max_index: entries.last().map_or(0, |entry| entry.index),
         });
         self.next_sequence = sequence + 1;
-        self.hard_state = Some(hard_state);
+        self.learn(hard_state);
         self.extend(entries)
+    }
+
+    /// Keeps the newest hard state: batches that are older than the base may follow it in the row.
+    fn learn(&mut self, next: HardState) {
+        let known = &mut self.hard_state;
+        known.commit = known.commit.max(next.commit);
+        if next.term > known.term || next.term == known.term && next.vote != 0 {
+            known.term = next.term;
+            known.vote = next.vote;
+        }
     }
 
     /// Appends entries, which replace everything from their first index on.
@@ -293,10 +304,7 @@ impl Replay {
         truncated: Position,
     ) -> Result<Stored, StoreError> {
         let broken = |why: &str| record::damaged(place, record::BASE_KEY, why);
-        let mut hard_state = self
-            .hard_state
-            .take()
-            .ok_or_else(|| broken("no batch follows it"))?;
+        let mut hard_state = std::mem::take(&mut self.hard_state);
         let entries = std::mem::take(&mut self.entries);
         let last = truncated.index + entries.len() as u64;
         let snapshot = base.snapshot.as_ref().map(|snapshot| SnapshotInfo {

@@ -29,7 +29,8 @@ pub(super) struct MarkFile {
 impl MarkFile {
     /// Opens the file; `None` if there is none, or one whose making was cut off.
     pub(super) fn open(path: &Path) -> Result<Option<Self>, StoreError> {
-        let fail = |error: &std::io::Error| StoreError::io(format!("opening {}", path.display()), error);
+        let fail =
+            |error: &std::io::Error| StoreError::io(format!("opening {}", path.display()), error);
         let file = match OpenOptions::new().read(true).write(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -45,7 +46,8 @@ impl MarkFile {
 
     /// Makes the file with mark 0, durably: it must be there before anything that it vouches for.
     pub(super) fn create(path: &Path) -> Result<Self, StoreError> {
-        let fail = |error: &std::io::Error| StoreError::io(format!("making {}", path.display()), error);
+        let fail =
+            |error: &std::io::Error| StoreError::io(format!("making {}", path.display()), error);
         let file = OpenOptions::new()
             .read(true)
             .write(true)
@@ -102,9 +104,9 @@ impl MarkFile {
         bytes[8..16].copy_from_slice(&value.to_le_bytes());
         let crc = crc32fast::hash(&bytes[..16]);
         bytes[16..].copy_from_slice(&crc.to_le_bytes());
-        self.file.write_all_at(&bytes, 0).map_err(|error| {
-            StoreError::io(format!("writing {}", self.path.display()), &error)
-        })?;
+        self.file
+            .write_all_at(&bytes, 0)
+            .map_err(|error| StoreError::io(format!("writing {}", self.path.display()), &error))?;
         self.value = value;
         Ok(())
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 
-use super::disk::{Disk, DiskReader};
+use super::disk::{Disk, DiskReader, Visit};
 use crate::error::StoreError;
 
 /// The platter: what survives when a [`MemoryDisk`] is dropped. Clones share it.
@@ -46,13 +46,15 @@ impl Platter {
     }
 
     /// Power cut: of the writes since the last sync only the first `keep` survive; with `torn`, the one after them
-    /// survives in half.
+    /// survives in half. A value that replaces another is torn whole, as the real disk writes no page in place: the
+    /// old value stays.
     pub fn crash(&self, keep: usize, torn: bool) {
         let mut image = self.lock();
         let pending = std::mem::take(&mut image.pending);
         for (number, (key, value)) in pending.into_iter().enumerate() {
             let value = match (number < keep, number == keep && torn) {
                 (true, _) => value,
+                (false, true) if image.durable.contains_key(&key) => break,
                 (false, true) => value.map(|value| value.slice(..value.len() / 2)),
                 (false, false) => break,
             };
@@ -158,11 +160,7 @@ impl Disk for MemoryDisk {
         self.write(key, None)
     }
 
-    fn scan(
-        &self,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], Bytes) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError> {
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let image = self.platter.lock();
         for (key, value) in image.current.range(prefix.to_vec()..) {
             if !key.starts_with(prefix) || !visit(key, value.clone())? {

@@ -22,7 +22,7 @@ use std::sync::Arc;
 
 use raft::eraftpb::{ConfState, Entry, HardState};
 
-pub use disk::{Disk, DiskReader};
+pub use disk::{Disk, DiskReader, Visit};
 pub use memory::{MemoryDisk, Platter};
 pub use sled_disk::SledDisk;
 pub use snapshot::{SnapshotInfo, SnapshotSource};
@@ -144,12 +144,13 @@ impl<D: Disk> LogStore<D> {
     }
 
     /// Makes `base` the start of everything and throws away what it leaves behind. Durable on return.
-    fn rebase(&mut self, base: Base, hard_state: &HardState) -> Result<(), StoreError> {
+    fn rebase(&mut self, base: Base) -> Result<(), StoreError> {
+        let hard_state = base.hard_state.clone();
         let value = record::seal(Kind::Base, record::BASE_KEY, &[&base.encode()]);
         self.disk.put(record::BASE_KEY, value)?;
         let old = std::mem::replace(&mut self.base, base);
         // The batch behind the base lets the mark prove that the base is there.
-        self.append(hard_state, &[])?;
+        self.append(&hard_state, &[])?;
         self.sync()?;
 
         let first = self.base.first_sequence;

@@ -102,7 +102,10 @@ pub(crate) fn seal(kind: Kind, key: &[u8], body: &[&[u8]]) -> Vec<u8> {
     }
     let crc = checksum(key, &value);
     value[2..HEADER].copy_from_slice(&crc.to_le_bytes());
-    debug_assert!(value.len() <= MAX_VALUE, "a value must stay in the log file");
+    debug_assert!(
+        value.len() <= MAX_VALUE,
+        "a value must stay in the log file"
+    );
     value
 }
 
@@ -216,12 +219,7 @@ pub(crate) fn encode_batch(out: &mut Vec<u8>, hard_state: &HardState, entries: &
 /// Reads what [`encode_batch`] wrote.
 pub(crate) fn decode_batch(bytes: &[u8]) -> Option<(HardState, Vec<Entry>)> {
     let mut reader = Reader(bytes);
-    let hard_state = HardState {
-        term: reader.u64()?,
-        vote: reader.u64()?,
-        commit: reader.u64()?,
-        ..HardState::default()
-    };
+    let hard_state = read_hard_state(&mut reader)?;
     let first = reader.u64()?;
     let count = reader.u32()?;
     let mut entries = Vec::with_capacity(count.min(4096) as usize);
@@ -294,6 +292,8 @@ pub(crate) struct Base {
     pub(crate) truncated_index: u64,
     /// Its term.
     pub(crate) truncated_term: u64,
+    /// The hard state when it was written; batches behind it know a newer one.
+    pub(crate) hard_state: HardState,
     /// The membership at the snapshot, or at the start.
     pub(crate) conf_state: ConfState,
     /// The snapshot, if there has been one.
@@ -307,6 +307,9 @@ impl Base {
             self.first_sequence,
             self.truncated_index,
             self.truncated_term,
+            self.hard_state.term,
+            self.hard_state.vote,
+            self.hard_state.commit,
         ] {
             out.extend_from_slice(&value.to_le_bytes());
         }
@@ -347,6 +350,7 @@ impl Base {
         let first_sequence = reader.u64()?;
         let truncated_index = reader.u64()?;
         let truncated_term = reader.u64()?;
+        let hard_state = read_hard_state(&mut reader)?;
         let mut conf_state = ConfState {
             voters: read_ids(&mut reader)?,
             learners: read_ids(&mut reader)?,
@@ -376,10 +380,20 @@ impl Base {
             first_sequence,
             truncated_index,
             truncated_term,
+            hard_state,
             conf_state,
             snapshot,
         })
     }
+}
+
+fn read_hard_state(reader: &mut Reader<'_>) -> Option<HardState> {
+    Some(HardState {
+        term: reader.u64()?,
+        vote: reader.u64()?,
+        commit: reader.u64()?,
+        ..HardState::default()
+    })
 }
 
 fn read_ids(reader: &mut Reader<'_>) -> Option<Vec<u64>> {
@@ -441,7 +455,10 @@ mod tests {
         let mut value = seal(Kind::Log, &key, &[b"body"]);
         assert_eq!(open("d", Kind::Log, &key, &value), Ok(&b"body"[..]));
         let elsewhere = open("d", Kind::Log, &Key::log(8).0, &value).unwrap_err();
-        assert!(elsewhere.to_string().contains("log record 8"), "{elsewhere}");
+        assert!(
+            elsewhere.to_string().contains("log record 8"),
+            "{elsewhere}"
+        );
         assert!(open("d", Kind::Chunk, &key, &value).is_err());
         value[0] = 9;
         let crc = checksum(&key, &value);

@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use bytes::Bytes;
 use nix::fcntl::{Flock, FlockArg};
 
-use super::disk::{Disk, DiskReader};
+use super::disk::{Disk, DiskReader, Visit};
 use super::mark::MarkFile;
 use crate::error::{StartError, StoreError};
 
@@ -109,7 +109,8 @@ fn open_mark(data_dir: &Path, had_data: bool) -> Result<MarkFile, StoreError> {
 
 fn take_lock(data_dir: &Path) -> Result<Flock<File>, StartError> {
     let path = data_dir.join("lock");
-    let fail = |error: std::io::Error| StoreError::io(format!("locking {}", path.display()), &error);
+    let fail =
+        |error: std::io::Error| StoreError::io(format!("locking {}", path.display()), &error);
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -217,11 +218,7 @@ impl Disk for SledDisk {
             .map_err(|error| sled_error(&self.place(), "writing to", error))
     }
 
-    fn scan(
-        &self,
-        prefix: &[u8],
-        visit: &mut dyn FnMut(&[u8], Bytes) -> Result<bool, StoreError>,
-    ) -> Result<(), StoreError> {
+    fn scan(&self, prefix: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         for pair in self.db.scan_prefix(prefix) {
             let (key, value) = pair.map_err(|error| sled_error(&self.place(), "reading", error))?;
             if !visit(&key, Bytes::copy_from_slice(&value))? {

@@ -99,6 +99,7 @@ impl<D: Disk> LogStore<D> {
             first_sequence,
             truncated_index: truncated.index,
             truncated_term: truncated.term,
+            hard_state: hard_state.clone(),
             conf_state: staging.info.conf_state,
             snapshot: Some(SnapshotRecord {
                 number: staging.number,
@@ -109,7 +110,7 @@ impl<D: Disk> LogStore<D> {
                 crc: staging.crc.finalize(),
             }),
         };
-        self.rebase(base, hard_state)
+        self.rebase(base)
     }
 
     /// A source of the snapshot that counts, for sending it; `None` if there is none.

@@ -3,9 +3,15 @@
 //! A transport may lose, delay and repeat messages, but must not invent or change them. It never makes the replication thread
 //! wait: what does not fit into its bounded queues is dropped and reported.
 
+mod grpc;
+mod server;
+
 use std::sync::Weak;
 
 use bytes::Bytes;
+
+pub use grpc::{Dial, GrpcTransport};
+pub use server::{CallerMember, PeerServer};
 
 use crate::inbox::ReportSink;
 use crate::store::SnapshotSource;

@@ -184,7 +184,8 @@ impl Cluster {
         self.engines.remove(&id);
         self.failing.remove(&id);
         self.platters[&id].crash(keep, torn);
-        self.network.retain(|(from, to, _)| *from != id && *to != id);
+        self.network
+            .retain(|(from, to, _)| *from != id && *to != id);
     }
 
     /// Takes a member off the network, or puts it back.
@@ -340,9 +341,9 @@ impl Cluster {
     /// Runs until all members have applied the same, which must be what `expected` says.
     pub(crate) fn assert_all(&mut self, expected: &[String]) {
         self.run_until("everybody applied everything", |cluster| {
-            MEMBERS.iter().all(|id| {
-                cluster.engines.contains_key(id) && cluster.texts(*id) == expected
-            })
+            MEMBERS
+                .iter()
+                .all(|id| cluster.engines.contains_key(id) && cluster.texts(*id) == expected)
         });
     }
 }

@@ -109,7 +109,7 @@ impl Refusal {
     pub fn invalid(resource: &str, violations: Vec<FieldViolation>) -> Self {
         let message = violations
             .iter()
-            .map(|v| format!("{}: {}", v.field, v.message))
+            .map(FieldViolation::to_string)
             .collect::<Vec<_>>()
             .join("; ");
         Self {

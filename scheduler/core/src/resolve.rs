@@ -81,22 +81,15 @@ pub(crate) fn volumes(
     };
     for (i, share) in mounts.azure_file_shares.iter().enumerate() {
         let field = format!("{prefix}.azureFileShares[{i}].azureFileUrl");
-        let result = match shares::share_of_url(&share.azure_file_url) {
-            Some((account, name)) => {
-                let account = if share.account_name.is_empty() {
-                    account
-                } else {
-                    share.account_name.clone()
-                };
-                bound(
-                    state,
-                    workspace,
-                    &account,
-                    &name,
-                    &share.relative_mount_path,
-                    &field,
-                )
-            }
+        let result = match shares::of_file_share(share) {
+            Some((account, name)) => bound(
+                state,
+                workspace,
+                account,
+                name,
+                &share.relative_mount_path,
+                &field,
+            ),
             None => Err(violation(
                 &field,
                 "must look like https://ACCOUNT.file.core.windows.net/SHARE",
@@ -106,11 +99,12 @@ pub(crate) fn volumes(
     }
     for (i, container) in mounts.azure_blob_file_systems.iter().enumerate() {
         let field = format!("{prefix}.azureBlobFileSystems[{i}].containerName");
+        let (account, name) = shares::of_container(container);
         add(bound(
             state,
             workspace,
-            &container.account_name,
-            &container.container_name,
+            account,
+            name,
             &container.relative_mount_path,
             &field,
         ));

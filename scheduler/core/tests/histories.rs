@@ -1,5 +1,7 @@
 //! Random histories: whatever is done in whatever order, the invariants hold and the log replays to the same bytes.
 
+#![allow(clippy::unwrap_used)] // a test's helpers
+
 mod world;
 
 use trainyard_core::State;

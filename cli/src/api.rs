@@ -150,7 +150,12 @@ impl Api {
         let mut items = Vec::new();
         let mut page_token = String::new();
         loop {
-            let page = self.list_workspaces(ListWorkspacesRequest { page_size: PAGE_SIZE, page_token }).await?;
+            let page = self
+                .list_workspaces(ListWorkspacesRequest {
+                    page_size: PAGE_SIZE,
+                    page_token,
+                })
+                .await?;
             items.extend(page.workspaces);
             page_token = page.next_page_token;
             if page_token.is_empty() {
@@ -164,7 +169,12 @@ impl Api {
         let mut items = Vec::new();
         let mut page_token = String::new();
         loop {
-            let page = self.list_nodes(ListNodesRequest { page_size: PAGE_SIZE, page_token }).await?;
+            let page = self
+                .list_nodes(ListNodesRequest {
+                    page_size: PAGE_SIZE,
+                    page_token,
+                })
+                .await?;
             items.extend(page.nodes);
             page_token = page.next_page_token;
             if page_token.is_empty() {

@@ -132,7 +132,15 @@ mod tests {
     #[test]
     fn global_flags_may_stand_after_the_verb() {
         let parsed = Arguments::try_parse_from([
-            "trainyard", "node", "list", "-o", "json", "--server", "a:1", "--server", "b:2",
+            "trainyard",
+            "node",
+            "list",
+            "-o",
+            "json",
+            "--server",
+            "a:1",
+            "--server",
+            "b:2",
         ])
         .unwrap();
         assert_eq!(parsed.global.output, Format::Json);

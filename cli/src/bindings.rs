@@ -6,7 +6,8 @@ use trainyard_proto::v1::{
 };
 
 /// How `--bind-storage` is written.
-const STORAGE_FORM: &str = "write SHARE=hostPath:/DIR or SHARE=FILESERVER:/DIR (or ACCOUNT/SHARE=...)";
+const STORAGE_FORM: &str =
+    "write SHARE=hostPath:/DIR or SHARE=FILESERVER:/DIR (or ACCOUNT/SHARE=...)";
 
 /// Parses `SHARE=hostPath:/DIR` or `SHARE=FILESERVER[:/DIR]`.
 pub(crate) fn storage(text: &str) -> Result<StorageBinding, String> {
@@ -17,7 +18,9 @@ pub(crate) fn storage(text: &str) -> Result<StorageBinding, String> {
     let (kind, directory) = target.split_once(':').unwrap_or((target, ""));
     let target = if kind.eq_ignore_ascii_case("hostPath") {
         if !directory.starts_with('/') {
-            return Err(format!("the directory of a hostPath is absolute: hostPath:/{directory}"));
+            return Err(format!(
+                "the directory of a hostPath is absolute: hostPath:/{directory}"
+            ));
         }
         Target::HostPath(directory.to_owned())
     } else if kind.is_empty() {
@@ -28,7 +31,10 @@ pub(crate) fn storage(text: &str) -> Result<StorageBinding, String> {
             directory: directory.trim_matches('/').to_owned(),
         })
     };
-    Ok(StorageBinding { share: share.to_owned(), target: Some(target) })
+    Ok(StorageBinding {
+        share: share.to_owned(),
+        target: Some(target),
+    })
 }
 
 /// Parses `IMAGE=host`.
@@ -39,9 +45,9 @@ pub(crate) fn image(text: &str) -> Result<ImageBinding, String> {
             image: image.to_owned(),
             target: Some(image_binding::Target::Host(HostImage {})),
         }),
-        Some((image, _)) if !image.is_empty() => {
-            Err(format!("an image can be bound to `host` only for now: {image}=host"))
-        }
+        Some((image, _)) if !image.is_empty() => Err(format!(
+            "an image can be bound to `host` only for now: {image}=host"
+        )),
         _ => Err("write IMAGE=host".to_owned()),
     }
 }
@@ -59,7 +65,12 @@ pub(crate) fn storage_text(binding: &StorageBinding) -> String {
     match &binding.target {
         Some(Target::HostPath(path)) => format!("{}=hostPath:{path}", binding.share),
         Some(Target::FileServer(at)) => {
-            format!("{}={}:/{}", binding.share, at.file_server, at.directory.trim_start_matches('/'))
+            format!(
+                "{}={}:/{}",
+                binding.share,
+                at.file_server,
+                at.directory.trim_start_matches('/')
+            )
         }
         None => format!("{}=?", binding.share),
     }
@@ -90,21 +101,39 @@ mod tests {
 
     #[test]
     fn storage_bindings_read_as_they_are_printed() {
-        for text in ["logs=hostPath:/srv/logs", "account/logs=nfs1:/a/b", "data=nfs1:/"] {
+        for text in [
+            "logs=hostPath:/srv/logs",
+            "account/logs=nfs1:/a/b",
+            "data=nfs1:/",
+        ] {
             assert_eq!(storage_text(&storage(text).unwrap()), text);
         }
         assert_eq!(storage_text(&storage("data=nfs1").unwrap()), "data=nfs1:/");
-        assert_eq!(storage_text(&storage("data=hostpath:/x").unwrap()), "data=hostPath:/x");
+        assert_eq!(
+            storage_text(&storage("data=hostpath:/x").unwrap()),
+            "data=hostPath:/x"
+        );
     }
 
     #[test]
     fn wrong_bindings_say_how_to_write_them() {
-        for text in ["logs", "=x", "logs=", "logs=:/x", "logs=hostPath:relative", "logs=hostPath"] {
+        for text in [
+            "logs",
+            "=x",
+            "logs=",
+            "logs=:/x",
+            "logs=hostPath:relative",
+            "logs=hostPath",
+        ] {
             let error = storage(text).unwrap_err();
             assert!(error.contains("hostPath:/"), "{text}: {error}");
         }
         assert!(image("pytorch:1").unwrap_err().contains("IMAGE=host"));
-        assert!(image("pytorch:1=other").unwrap_err().contains("pytorch:1=host"));
+        assert!(
+            image("pytorch:1=other")
+                .unwrap_err()
+                .contains("pytorch:1=host")
+        );
         assert!(tag("x").is_err());
     }
 
@@ -116,8 +145,15 @@ mod tests {
 
     #[test]
     fn merging_replaces_by_key_and_keeps_the_order() {
-        let mut present = vec![storage("a=hostPath:/1").unwrap(), storage("b=hostPath:/2").unwrap()];
-        merge(&mut present, &[storage("a=nfs:/x").unwrap(), storage("c=nfs").unwrap()], |item| &item.share);
+        let mut present = vec![
+            storage("a=hostPath:/1").unwrap(),
+            storage("b=hostPath:/2").unwrap(),
+        ];
+        merge(
+            &mut present,
+            &[storage("a=nfs:/x").unwrap(), storage("c=nfs").unwrap()],
+            |item| &item.share,
+        );
         let texts: Vec<String> = present.iter().map(storage_text).collect();
         assert_eq!(texts, ["a=nfs:/x", "b=hostPath:/2", "c=nfs:/"]);
     }

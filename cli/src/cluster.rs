@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use clap::{Args, Subcommand, ValueEnum};
 use prost_types::Timestamp;
 use trainyard_proto::v1::{
-    AllocationState, Cluster, CreateClusterRequest, DeleteClusterRequest, GetClusterRequest, ManualScaleSettings,
-    NodeStateCounts, ProvisioningState, ScaleSettings, VmPriority,
+    AllocationState, Cluster, CreateClusterRequest, DeleteClusterRequest, GetClusterRequest,
+    ManualScaleSettings, NodeStateCounts, ProvisioningState, ScaleSettings, VmPriority,
 };
 use trainyard_shared::client::new_request_id;
 use trainyard_shared::validate;
@@ -82,19 +82,28 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
         Command::Create(args) => create(context, args).await?,
         Command::Show(args) => {
             let name = cluster_name(&args.workspace, &args.name)?.to_string();
-            let cluster = context.api()?.get_cluster(GetClusterRequest { name }).await?;
+            let cluster = context
+                .api()?
+                .get_cluster(GetClusterRequest { name })
+                .await?;
             context.output().one(&cluster, details)?;
         }
         Command::List(args) => {
             let parent = any_workspace(&args)?;
             let clusters = context.api()?.all_clusters(&parent).await?;
-            context.output().list(&clusters, |items| table(items, is_any(&parent), &now()))?;
+            context
+                .output()
+                .list(&clusters, |items| table(items, is_any(&parent), &now()))?;
         }
         Command::Delete(args) => {
             let name = cluster_name(&args.name.workspace, &args.name.name)?.to_string();
             let api = context.api()?;
             confirm_delete(args.yes.yes, &name)?;
-            api.delete_cluster(DeleteClusterRequest { name: name.clone(), etag: String::new() }).await?;
+            api.delete_cluster(DeleteClusterRequest {
+                name: name.clone(),
+                etag: String::new(),
+            })
+            .await?;
             context.output().deleted(&name)?;
         }
     }
@@ -105,14 +114,21 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
     let name = cluster_name(&args.name.workspace, &args.name.name)?;
     let source = args.file.as_deref().map(Source::read).transpose()?;
     let parsed = source.as_ref().map(Source::parse::<Cluster>).transpose()?;
-    let mut cluster = parsed.as_ref().map(|parsed| parsed.message().clone()).unwrap_or_default();
+    let mut cluster = parsed
+        .as_ref()
+        .map(|parsed| parsed.message().clone())
+        .unwrap_or_default();
     override_by_flags(&mut cluster, &args);
     let violations = validate::cluster(&cluster);
     if !violations.is_empty() {
         return Err(match &parsed {
             Some(parsed) => parsed.refusal(violations),
             None => Error::usage(
-                violations.iter().map(|one| format!("{}: {}", one.field, one.message)).collect::<Vec<_>>().join("\n"),
+                violations
+                    .iter()
+                    .map(|one| format!("{}: {}", one.field, one.message))
+                    .collect::<Vec<_>>()
+                    .join("\n"),
             ),
         });
     }
@@ -139,7 +155,10 @@ fn override_by_flags(cluster: &mut Cluster, args: &CreateArgs) {
             .and_then(|scale| scale.manual.as_ref())
             .map_or(0, |manual| manual.node_deallocation_option);
         cluster.scale_settings = Some(ScaleSettings {
-            manual: Some(ManualScaleSettings { target_node_count: target, node_deallocation_option }),
+            manual: Some(ManualScaleSettings {
+                target_node_count: target,
+                node_deallocation_option,
+            }),
             auto_scale: None,
         });
     }
@@ -166,7 +185,9 @@ fn state(cluster: &Cluster) -> String {
 }
 
 fn target(cluster: &Cluster) -> String {
-    let Some(scale) = &cluster.scale_settings else { return "0".to_owned() };
+    let Some(scale) = &cluster.scale_settings else {
+        return "0".to_owned();
+    };
     match (&scale.manual, &scale.auto_scale) {
         (_, Some(auto)) => format!("{}-{}", auto.minimum_node_count, auto.maximum_node_count),
         (Some(manual), None) => manual.target_node_count.to_string(),
@@ -175,17 +196,35 @@ fn target(cluster: &Cluster) -> String {
 }
 
 fn class(cluster: &Cluster) -> String {
-    if cluster.vm_size.is_empty() { "any".to_owned() } else { cluster.vm_size.clone() }
+    if cluster.vm_size.is_empty() {
+        "any".to_owned()
+    } else {
+        cluster.vm_size.clone()
+    }
 }
 
 fn table(clusters: &[Cluster], several_workspaces: bool, now: &Timestamp) -> String {
     let mut table = Table::new(&[
-        "NAME", "CLASS", "STATE", ">TARGET", ">NODES", ">IDLE", ">RUNNING", ">PREPARING", ">LEAVING", ">UNUSABLE", "AGE",
+        "NAME",
+        "CLASS",
+        "STATE",
+        ">TARGET",
+        ">NODES",
+        ">IDLE",
+        ">RUNNING",
+        ">PREPARING",
+        ">LEAVING",
+        ">UNUSABLE",
+        "AGE",
     ]);
     for cluster in clusters {
         let counts = cluster.node_state_counts.unwrap_or_default();
         table.row([
-            if several_workspaces { ids(&cluster.name) } else { last_segment(&cluster.name).to_owned() },
+            if several_workspaces {
+                ids(&cluster.name)
+            } else {
+                last_segment(&cluster.name).to_owned()
+            },
             class(cluster),
             state(cluster),
             target(cluster),
@@ -209,9 +248,16 @@ fn counts_text(counts: &NodeStateCounts) -> String {
         (counts.leaving_node_count, "leaving"),
         (counts.unusable_node_count, "unusable"),
     ];
-    let shown: Vec<String> =
-        parts.iter().filter(|(count, _)| *count > 0).map(|(count, what)| format!("{count} {what}")).collect();
-    if shown.is_empty() { String::new() } else { format!(" ({})", shown.join(", ")) }
+    let shown: Vec<String> = parts
+        .iter()
+        .filter(|(count, _)| *count > 0)
+        .map(|(count, what)| format!("{count} {what}"))
+        .collect();
+    if shown.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", shown.join(", "))
+    }
 }
 
 fn details(cluster: &Cluster) -> String {
@@ -222,10 +268,25 @@ fn details(cluster: &Cluster) -> String {
         .add("State", state(cluster))
         .add("Node class", class(cluster))
         .add("Target", target(cluster))
-        .add("Nodes", format!("{}{}", cluster.current_node_count, counts_text(&counts)))
-        .add_all("Holds", cluster.nodes.iter().map(|node| last_segment(node).to_owned()))
+        .add(
+            "Nodes",
+            format!("{}{}", cluster.current_node_count, counts_text(&counts)),
+        )
+        .add_all(
+            "Holds",
+            cluster
+                .nodes
+                .iter()
+                .map(|node| last_segment(node).to_owned()),
+        )
         .add("Created", time(cluster.creation_time.as_ref()))
-        .add_all("Error", cluster.errors.iter().map(|error| format!("{}: {}", error.code, error.message)));
+        .add_all(
+            "Error",
+            cluster
+                .errors
+                .iter()
+                .map(|error| format!("{}: {}", error.code, error.message)),
+        );
     details.render()
 }
 
@@ -245,9 +306,17 @@ mod tests {
 
     #[test]
     fn flags_override_the_file() {
-        let args = create_args("trainyard cluster create -w w -n c -t 4 -s h100x8 --vm-priority lowpriority");
-        let mut cluster = Cluster { vm_size: "old".into(), ..Cluster::default() };
-        cluster.scale_settings = Some(ScaleSettings { manual: None, auto_scale: Some(Default::default()) });
+        let args = create_args(
+            "trainyard cluster create -w w -n c -t 4 -s h100x8 --vm-priority lowpriority",
+        );
+        let mut cluster = Cluster {
+            vm_size: "old".into(),
+            ..Cluster::default()
+        };
+        cluster.scale_settings = Some(ScaleSettings {
+            manual: None,
+            auto_scale: Some(Default::default()),
+        });
         override_by_flags(&mut cluster, &args);
         assert_eq!(cluster.vm_size, "h100x8");
         assert_eq!(target(&cluster), "4");
@@ -262,8 +331,14 @@ mod tests {
             allocation_state: AllocationState::Steady.into(),
             ..Cluster::default()
         };
-        let text = table(&[cluster.clone()], true, &Timestamp::default());
-        assert!(text.lines().nth(1).unwrap().starts_with("w/c   any    steady"), "{text}");
+        let text = table(std::slice::from_ref(&cluster), true, &Timestamp::default());
+        assert!(
+            text.lines()
+                .nth(1)
+                .unwrap()
+                .starts_with("w/c   any    steady"),
+            "{text}"
+        );
         assert!(table(&[cluster], false, &Timestamp::default()).contains("\nc "));
     }
 }

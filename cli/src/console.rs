@@ -28,13 +28,23 @@ impl Console {
             }
             spinner
         });
-        Self { stdout: Box::new(io::stdout()), stderr: Box::new(io::stderr()), spinner, waiting: String::new() }
+        Self {
+            stdout: Box::new(io::stdout()),
+            stderr: Box::new(io::stderr()),
+            spinner,
+            waiting: String::new(),
+        }
     }
 
     /// On these writers, without a terminal.
     #[cfg(test)]
     pub(crate) fn plain(stdout: Box<dyn Write + Send>, stderr: Box<dyn Write + Send>) -> Self {
-        Self { stdout, stderr, spinner: None, waiting: String::new() }
+        Self {
+            stdout,
+            stderr,
+            spinner: None,
+            waiting: String::new(),
+        }
     }
 
     /// A line that stays.
@@ -121,7 +131,10 @@ pub(crate) fn confirm(yes: bool, question: &str) -> Result<bool, Error> {
     stderr.flush()?;
     let mut answer = String::new();
     io::stdin().lock().read_line(&mut answer)?;
-    Ok(matches!(answer.trim().to_ascii_lowercase().as_str(), "y" | "yes"))
+    Ok(matches!(
+        answer.trim().to_ascii_lowercase().as_str(),
+        "y" | "yes"
+    ))
 }
 
 /// Asks; an error that ends the command when the answer is no.

@@ -40,9 +40,16 @@ impl Context {
             tls_dir = tls_dir.or(Some(file.tls_dir));
         }
         let tls_dir = tls_dir.unwrap_or_else(|| PathBuf::from("."));
-        let identity = Identity::load(&tls_dir).map_err(|error| Error::failure(error.to_string()))?;
-        let config = ClientConfig { servers, identity, timeout: DEFAULT_TIMEOUT };
-        Client::new(config).map(Api::new).map_err(|error| Error::failure(error.to_string()))
+        let identity =
+            Identity::load(&tls_dir).map_err(|error| Error::failure(error.to_string()))?;
+        let config = ClientConfig {
+            servers,
+            identity,
+            timeout: DEFAULT_TIMEOUT,
+        };
+        Client::new(config)
+            .map(Api::new)
+            .map_err(|error| Error::failure(error.to_string()))
     }
 
     fn config_file(&self) -> Result<ConfigFile, Error> {
@@ -60,7 +67,9 @@ fn known_path() -> Result<PathBuf, Error> {
     if let Some(path) = path.as_ref().filter(|path| path.exists()) {
         return Ok(path.clone());
     }
-    let place = path.map_or_else(String::new, |path| format!("there is no {}. ", path.display()));
+    let place = path.map_or_else(String::new, |path| {
+        format!("there is no {}. ", path.display())
+    });
     Err(Error::failure(format!(
         "this command does not know its cluster: {place}Pass `--config FILE` (or set TRAINYARD_CONFIG) with a file made by \
          `trainyard-scheduler init`, or try things out with `trainyard dev`"

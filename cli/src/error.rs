@@ -25,6 +25,9 @@ pub(crate) enum Error {
     /// Anything else that has its sentence already; may be several lines.
     #[error("{0}")]
     Failure(String),
+    /// A file is refused: lines `FILE:LINE:COL: field: message`, as editors find them.
+    #[error("{0}")]
+    File(String),
     /// A scheduler refused, or none answered.
     #[error("{}", status::describe(.0))]
     Remote(Box<Status>),
@@ -61,10 +64,16 @@ impl Error {
         let _ = writeln!(io::stderr().lock(), "{}", self.rendered());
     }
 
-    /// The sentence, `error: ` in front. Lines that begin with a place in a file stand alone, so that editors find them.
+    /// The text with `error: ` before each line, except where a place in a file stands.
     fn rendered(&self) -> String {
         let text = self.to_string();
-        if text.contains('\n') { text } else { format!("error: {text}") }
+        if matches!(self, Self::File(_)) {
+            return text;
+        }
+        text.lines()
+            .map(|line| format!("error: {line}"))
+            .collect::<Vec<_>>()
+            .join("\n")
     }
 
     /// The exit status of the process.
@@ -73,7 +82,7 @@ impl Error {
             Self::Usage(_) => USAGE,
             Self::Interrupted => INTERRUPTED,
             Self::Output(_) if self.is_closed_pipe() => CLOSED_PIPE,
-            Self::Failure(_) | Self::Remote(_) | Self::Output(_) => FAILURE,
+            Self::Failure(_) | Self::File(_) | Self::Remote(_) | Self::Output(_) => FAILURE,
         }
     }
 }
@@ -95,5 +104,15 @@ mod tests {
         assert_eq!(Error::from(Status::not_found("x")).exit_status(), 1);
         let closed = Error::from(io::Error::from(io::ErrorKind::BrokenPipe));
         assert_eq!(closed.exit_status(), 141);
+    }
+
+    #[test]
+    fn places_in_files_stand_at_the_beginning_of_their_lines() {
+        let in_file = Error::File("job.json:3:7: nodeCount: must be at least 1".into());
+        assert!(in_file.rendered().starts_with("job.json:3:7: "));
+        assert_eq!(
+            Error::failure("a: x\nb: y").rendered(),
+            "error: a: x\nerror: b: y"
+        );
     }
 }

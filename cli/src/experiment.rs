@@ -2,7 +2,9 @@
 
 use clap::{Args, Subcommand};
 use prost_types::Timestamp;
-use trainyard_proto::v1::{CreateExperimentRequest, DeleteExperimentRequest, Experiment, GetExperimentRequest};
+use trainyard_proto::v1::{
+    CreateExperimentRequest, DeleteExperimentRequest, Experiment, GetExperimentRequest,
+};
 use trainyard_shared::client::new_request_id;
 
 use crate::args::{WorkspaceArg, YesArg};
@@ -31,7 +33,13 @@ pub(crate) struct NameArg {
     #[command(flatten)]
     workspace: WorkspaceArg,
     /// Experiment
-    #[arg(short, long, short_alias = 'e', alias = "experiment", value_name = "EXPERIMENT")]
+    #[arg(
+        short,
+        long,
+        short_alias = 'e',
+        alias = "experiment",
+        value_name = "EXPERIMENT"
+    )]
     name: String,
 }
 
@@ -59,19 +67,28 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
         }
         Command::Show(args) => {
             let name = experiment_name(&args.workspace, &args.name)?.to_string();
-            let experiment = context.api()?.get_experiment(GetExperimentRequest { name }).await?;
+            let experiment = context
+                .api()?
+                .get_experiment(GetExperimentRequest { name })
+                .await?;
             context.output().one(&experiment, details)?;
         }
         Command::List(args) => {
             let parent = workspace(&args)?;
             let experiments = context.api()?.all_experiments(parent.as_str()).await?;
-            context.output().list(&experiments, |items| table(items, &now()))?;
+            context
+                .output()
+                .list(&experiments, |items| table(items, &now()))?;
         }
         Command::Delete(args) => {
             let name = experiment_name(&args.name.workspace, &args.name.name)?.to_string();
             let api = context.api()?;
             confirm_delete(args.yes.yes, &name)?;
-            api.delete_experiment(DeleteExperimentRequest { name: name.clone(), etag: String::new() }).await?;
+            api.delete_experiment(DeleteExperimentRequest {
+                name: name.clone(),
+                etag: String::new(),
+            })
+            .await?;
             context.output().deleted(&name)?;
         }
     }
@@ -81,13 +98,18 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
 fn table(experiments: &[Experiment], now: &Timestamp) -> String {
     let mut table = Table::new(&["NAME", "AGE"]);
     for experiment in experiments {
-        table.row([last_segment(&experiment.name).to_owned(), age(experiment.creation_time.as_ref(), now)]);
+        table.row([
+            last_segment(&experiment.name).to_owned(),
+            age(experiment.creation_time.as_ref(), now),
+        ]);
     }
     table.render()
 }
 
 fn details(experiment: &Experiment) -> String {
     let mut details = Details::default();
-    details.add("Name", &experiment.name).add("Created", time(experiment.creation_time.as_ref()));
+    details
+        .add("Name", &experiment.name)
+        .add("Created", time(experiment.creation_time.as_ref()));
     details.render()
 }

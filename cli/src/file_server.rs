@@ -4,7 +4,8 @@ use clap::{Args, Subcommand};
 use prost_types::Timestamp;
 use trainyard_proto::v1::file_server::Kind;
 use trainyard_proto::v1::{
-    CreateFileServerRequest, DeleteFileServerRequest, ExternalFileServer, FileServer, GetFileServerRequest,
+    CreateFileServerRequest, DeleteFileServerRequest, ExternalFileServer, FileServer,
+    GetFileServerRequest,
 };
 use trainyard_shared::client::new_request_id;
 use trainyard_shared::validate;
@@ -50,10 +51,20 @@ pub(crate) struct CreateArgs {
     #[arg(long, value_name = "/PATH")]
     export: String,
     /// NFS version: 3, 4, 4.0, 4.1 or 4.2 [default: 4.1]
-    #[arg(long, value_name = "VERSION", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "VERSION",
+        default_value = "",
+        hide_default_value = true
+    )]
     nfs_version: String,
     /// Further options of mount.nfs, such as port=2049,hard
-    #[arg(long, value_name = "OPTIONS", default_value = "", hide_default_value = true)]
+    #[arg(
+        long,
+        value_name = "OPTIONS",
+        default_value = "",
+        hide_default_value = true
+    )]
     mount_options: String,
 }
 
@@ -71,19 +82,28 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
         Command::Create(args) => create(context, args).await?,
         Command::Show(args) => {
             let name = file_server_name(&args.workspace, &args.name)?.to_string();
-            let server = context.api()?.get_file_server(GetFileServerRequest { name }).await?;
+            let server = context
+                .api()?
+                .get_file_server(GetFileServerRequest { name })
+                .await?;
             context.output().one(&server, details)?;
         }
         Command::List(args) => {
             let parent = workspace(&args)?;
             let servers = context.api()?.all_file_servers(parent.as_str()).await?;
-            context.output().list(&servers, |items| table(items, &now()))?;
+            context
+                .output()
+                .list(&servers, |items| table(items, &now()))?;
         }
         Command::Delete(args) => {
             let name = file_server_name(&args.name.workspace, &args.name.name)?.to_string();
             let api = context.api()?;
             confirm_delete(args.yes.yes, &name)?;
-            api.delete_file_server(DeleteFileServerRequest { name: name.clone(), etag: String::new() }).await?;
+            api.delete_file_server(DeleteFileServerRequest {
+                name: name.clone(),
+                etag: String::new(),
+            })
+            .await?;
             context.output().deleted(&name)?;
         }
     }
@@ -103,7 +123,9 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
     };
     let violations = validate::file_server(&server);
     if !violations.is_empty() {
-        let lines = violations.iter().map(|violation| format!("{}: {}", violation.field, violation.message));
+        let lines = violations
+            .iter()
+            .map(|violation| format!("{}: {}", violation.field, violation.message));
         return Err(Error::usage(lines.collect::<Vec<_>>().join("\n")));
     }
     let request = CreateFileServerRequest {
@@ -124,7 +146,11 @@ fn external(server: &FileServer) -> ExternalFileServer {
 }
 
 fn version(external: &ExternalFileServer) -> &str {
-    if external.nfs_version.is_empty() { "4.1" } else { &external.nfs_version }
+    if external.nfs_version.is_empty() {
+        "4.1"
+    } else {
+        &external.nfs_version
+    }
 }
 
 fn table(servers: &[FileServer], now: &Timestamp) -> String {
@@ -172,6 +198,9 @@ mod tests {
             ..FileServer::default()
         };
         let text = table(&[server], &Timestamp::default());
-        assert_eq!(text, "NAME  ADDRESS   EXPORT   NFS  OPTIONS  AGE\nnfs1  10.0.0.1  /export  4.1  -        -\n");
+        assert_eq!(
+            text,
+            "NAME  ADDRESS   EXPORT   NFS  OPTIONS  AGE\nnfs1  10.0.0.1  /export  4.1  -        -\n"
+        );
     }
 }

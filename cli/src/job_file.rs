@@ -2,11 +2,13 @@
 //! command or a scheduler refuses. Must never change the meaning of a file (see [`crate::placeholders`] for the one
 //! thing that is filled in).
 
+use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
+use prost::{Message, Name};
 use tonic::Status;
-use trainyard_shared::file::{self, Format, Message, Parsed};
+use trainyard_shared::file::{self, Format, Issue, MAX_FILE_BYTES, Parsed};
 use trainyard_shared::validate::FieldViolation;
 
 use crate::console::note;
@@ -23,40 +25,53 @@ pub(crate) struct Source {
 impl Source {
     /// Reads the file; `-` is stdin.
     pub(crate) fn read(path: &Path) -> Result<Self, Error> {
-        if path.as_os_str() == "-" {
-            let mut text = String::new();
-            std::io::stdin()
-                .lock()
-                .read_to_string(&mut text)
-                .map_err(|error| Error::failure(format!("cannot read stdin: {error}")))?;
-            return Ok(Self::new("<stdin>", text));
-        }
-        let text = std::fs::read_to_string(path)
-            .map_err(|error| Error::failure(format!("cannot read {}: {error}", path.display())))?;
-        Ok(Self::new(&path.display().to_string(), text))
+        let (name, text) = if path.as_os_str() == "-" {
+            ("<stdin>".to_owned(), read_text(std::io::stdin().lock()))
+        } else {
+            (
+                path.display().to_string(),
+                File::open(path).and_then(read_text),
+            )
+        };
+        let text = text.map_err(|error| Error::failure(format!("cannot read {name}: {error}")))?;
+        Ok(Self::new(&name, text))
     }
 
-    /// A text that came from a place of that name. YAML by the name's ending; without one of the known endings a text
-    /// that begins with `{` is JSON.
+    /// A text that came from a place of that name.
     pub(crate) fn new(name: &str, text: String) -> Self {
-        let ending = name.rsplit_once('.').map(|(_, ending)| ending.to_ascii_lowercase());
-        let format = match ending.as_deref() {
-            Some("yaml" | "yml") => Format::Yaml,
-            Some("json") => Format::Json,
-            _ if text.trim_start_matches('\u{feff}').trim_start().starts_with('{') => Format::Json,
-            _ => Format::Yaml,
-        };
-        Self { name: name.to_owned(), text, format }
+        Self {
+            name: name.to_owned(),
+            format: Format::guess(name, &text),
+            text,
+        }
     }
 
     /// Parses it. Warnings (such as unknown keys) go to stderr, errors into the error, one line each.
-    pub(crate) fn parse<M: Message>(&self) -> Result<ParsedFile<M>, Error> {
-        let parsed = file::read::<M>(&self.name, &self.text, self.format)
-            .map_err(|errors| Error::failure(errors.to_string()))?;
-        for warning in &parsed.warnings {
-            note(&format!("warning: {warning}"));
-        }
-        Ok(ParsedFile { name: self.name.clone(), parsed })
+    pub(crate) fn parse<M: Message + Name + Default>(&self) -> Result<ParsedFile<M>, Error> {
+        let parsed = file::read::<M>(&self.name, &self.text, self.format).map_err(|refused| {
+            // A key that nobody knows is often the misspelt one that is now missing.
+            warn(&refused.warnings);
+            Error::File(refused.to_string())
+        })?;
+        warn(&parsed.warnings);
+        Ok(ParsedFile {
+            name: self.name.clone(),
+            parsed,
+        })
+    }
+}
+
+/// No more than is accepted, and the one byte that shows that it is too much.
+fn read_text(from: impl Read) -> std::io::Result<String> {
+    let mut text = String::new();
+    from.take(MAX_FILE_BYTES as u64 + 1)
+        .read_to_string(&mut text)?;
+    Ok(text)
+}
+
+fn warn(warnings: &[Issue]) {
+    for warning in warnings {
+        note(&format!("warning: {warning}"));
     }
 }
 
@@ -66,37 +81,56 @@ pub(crate) struct ParsedFile<M> {
     parsed: Parsed<M>,
 }
 
-impl<M: Message> ParsedFile<M> {
+impl<M> ParsedFile<M> {
     /// The message.
     pub(crate) fn message(&self) -> &M {
         &self.parsed.message
     }
 
-    /// An error of those violations, each with its place.
+    /// An error of those violations, each with its place, in the order of the file.
     pub(crate) fn refusal(&self, violations: Vec<FieldViolation>) -> Error {
-        let lines = violations.iter().map(|violation| self.line(&violation.field, &violation.message));
-        Error::failure(lines.collect::<Vec<_>>().join("\n"))
+        self.lines(
+            violations
+                .into_iter()
+                .map(|violation| (violation.field, violation.message)),
+        )
     }
 
     /// A scheduler's refusal; its field violations get their places in the file.
     pub(crate) fn explain(&self, status: Status) -> Error {
         let violations = status::violations(&status);
         if violations.is_empty() {
-            return status.into();
+            status.into()
+        } else {
+            self.lines(violations)
         }
-        let lines = violations.iter().map(|(field, message)| self.line(field, message));
-        Error::failure(lines.collect::<Vec<_>>().join("\n"))
     }
 
-    fn line(&self, field: &str, message: &str) -> String {
+    fn lines(&self, violations: impl IntoIterator<Item = (String, String)>) -> Error {
+        let mut lines: Vec<_> = violations
+            .into_iter()
+            .map(|(field, message)| self.line(&field, &message))
+            .collect();
+        lines.sort();
+        Error::File(
+            lines
+                .into_iter()
+                .map(|(_, line)| line)
+                .collect::<Vec<_>>()
+                .join("\n"),
+        )
+    }
+
+    /// Place and text of a violation.
+    fn line(&self, field: &str, message: &str) -> ((usize, usize), String) {
         // Schedulers name fields from the root of the request or of the resource; files begin inside.
-        let candidates = [field, strip(field, "job."), strip(strip(field, "job."), "spec."), strip(field, "cluster.")];
-        for candidate in candidates {
-            if let Some((line, column)) = self.parsed.locate(candidate) {
-                return format!("{}:{line}:{column}: {candidate}: {message}", self.name);
-            }
-        }
-        format!("{}: {field}: {message}", self.name)
+        let field = strip(strip(strip(field, "job."), "cluster."), "spec.");
+        // Whatever belongs to nothing in the file belongs to the file.
+        let (line, column) = self.parsed.locate(field).unwrap_or((1, 1));
+        (
+            (line, column),
+            format!("{}:{line}:{column}: {field}: {message}", self.name),
+        )
     }
 }
 
@@ -118,7 +152,9 @@ mod tests {
 
     #[test]
     fn a_wrong_type_names_file_line_and_field() {
-        let Err(error) = parse("{\n  \"properties\": {\n    \"nodeCount\": \"two\"\n  }\n}") else { panic!() };
+        let Err(error) = parse("{\n  \"properties\": {\n    \"nodeCount\": \"two\"\n  }\n}") else {
+            panic!()
+        };
         let text = error.to_string();
         assert!(text.starts_with("job.json:3:"), "{text}");
         assert!(text.contains("nodeCount"), "{text}");
@@ -126,7 +162,9 @@ mod tests {
 
     #[test]
     fn a_refusal_of_the_scheduler_gets_its_line() {
-        let parsed = parse("{\n  \"properties\": {\n    \"nodeCount\": 9\n  }\n}").ok().unwrap();
+        let parsed = parse("{\n  \"properties\": {\n    \"nodeCount\": 9\n  }\n}")
+            .ok()
+            .unwrap();
         let details = ErrorDetails::with_bad_request(vec![tonic_types::FieldViolation::new(
             "job.spec.nodeCount",
             "the cluster can never hold that many",
@@ -134,13 +172,19 @@ mod tests {
         let status = Status::with_error_details(Code::InvalidArgument, "refused", details);
         let text = parsed.explain(status).to_string();
         assert!(text.starts_with("job.json:3:"), "{text}");
-        assert!(text.ends_with(": nodeCount: the cluster can never hold that many"), "{text}");
+        assert!(
+            text.ends_with(": nodeCount: the cluster can never hold that many"),
+            "{text}"
+        );
     }
 
     #[test]
     fn the_format_follows_the_name_then_the_text() {
-        assert!(matches!(Source::new("a.yml", String::new()).format, Format::Yaml));
-        assert!(matches!(Source::new("<stdin>", " {".into()).format, Format::Json));
-        assert!(matches!(Source::new("<stdin>", "nodeCount: 1".into()).format, Format::Yaml));
+        assert_eq!(Source::new("a.yml", String::new()).format, Format::Yaml);
+        assert_eq!(Source::new("<stdin>", " {".into()).format, Format::Json);
+        assert_eq!(
+            Source::new("<stdin>", "nodeCount: 1".into()).format,
+            Format::Yaml
+        );
     }
 }

@@ -37,7 +37,11 @@ fn table(members: &[Member]) -> String {
             last_segment(&member.name).to_owned(),
             member.address.clone(),
             role,
-            if member.healthy { "yes".to_owned() } else { "no".to_owned() },
+            if member.healthy {
+                "yes".to_owned()
+            } else {
+                "no".to_owned()
+            },
             member.lag_entries.to_string(),
         ]);
     }

@@ -2,7 +2,9 @@
 
 use clap::{Args, Subcommand};
 use prost_types::Timestamp;
-use trainyard_proto::v1::{DeleteNodeRequest, GetNodeRequest, GpuSource, Inventory, Node, NodeState};
+use trainyard_proto::v1::{
+    DeleteNodeRequest, GetNodeRequest, GpuSource, Inventory, Node, NodeState,
+};
 
 use crate::args::YesArg;
 use crate::console::confirm_delete;
@@ -54,7 +56,8 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
             let name = node_name(&args.name.name)?.to_string();
             let api = context.api()?;
             confirm_delete(args.yes.yes, &name)?;
-            api.delete_node(DeleteNodeRequest { name: name.clone() }).await?;
+            api.delete_node(DeleteNodeRequest { name: name.clone() })
+                .await?;
             context.output().deleted(&name)?;
         }
     }
@@ -78,7 +81,9 @@ fn gpus(inventory: &Inventory) -> String {
 }
 
 fn table(nodes: &[Node]) -> String {
-    let mut table = Table::new(&["NAME", "STATE", "CLUSTER", "CLASS", "GPUS", ">CPUS", ">MEMORY", "REASON"]);
+    let mut table = Table::new(&[
+        "NAME", "STATE", "CLUSTER", "CLASS", "GPUS", ">CPUS", ">MEMORY", "REASON",
+    ]);
     for node in nodes {
         let inventory = node.inventory.clone().unwrap_or_default();
         table.row([
@@ -101,17 +106,34 @@ fn details(node: &Node, now: &Timestamp) -> String {
     let mut details = Details::default();
     details
         .add("Name", &node.name)
-        .add("State", if since.is_empty() { state(node) } else { format!("{} for {since}", state(node)) })
+        .add(
+            "State",
+            if since.is_empty() {
+                state(node)
+            } else {
+                format!("{} for {since}", state(node))
+            },
+        )
         .add("Reason", &node.state_reason)
-        .add("Cluster", if node.cluster.is_empty() { "none: in the pool" } else { node.cluster.as_str() })
+        .add(
+            "Cluster",
+            if node.cluster.is_empty() {
+                "none: in the pool"
+            } else {
+                node.cluster.as_str()
+            },
+        )
         .add("Node class", &node.node_class)
         .add_all("Runs", node.attempts.clone())
         .add("GPUs", gpus(&inventory))
         .add_all(
             "GPU",
             inventory.gpus.iter().map(|gpu| {
-                let memory =
-                    if gpu.memory_bytes == 0 { String::new() } else { format!(", {}", bytes(gpu.memory_bytes)) };
+                let memory = if gpu.memory_bytes == 0 {
+                    String::new()
+                } else {
+                    format!(", {}", bytes(gpu.memory_bytes))
+                };
                 format!("{}: {}{memory} ({})", gpu.index, gpu.model, gpu.uuid)
             }),
         )
@@ -121,7 +143,10 @@ fn details(node: &Node, now: &Timestamp) -> String {
         .add("System", &inventory.os)
         .add("Kernel", &inventory.kernel)
         .add("Confinement", &inventory.confinement)
-        .add("Agent", format!("{} at {}", node.agent_version, node.agent_address))
+        .add(
+            "Agent",
+            format!("{} at {}", node.agent_version, node.agent_address),
+        )
         .add("Registered", time(node.creation_time.as_ref()));
     details.render()
 }

@@ -24,7 +24,9 @@ macro_rules! resources {
         })*
     };
 }
-resources!(Cluster, Experiment, FileServer, Job, Member, Node, Workspace);
+resources!(
+    Cluster, Experiment, FileServer, Job, Member, Node, Workspace
+);
 
 /// See the head of this file.
 #[derive(Debug, Clone, Copy)]
@@ -44,21 +46,31 @@ impl Output {
     }
 
     /// Several resources; `table` renders them for people.
-    pub(crate) fn list<R: Resource>(self, items: &[R], table: impl FnOnce(&[R]) -> String) -> Result<(), Error> {
+    pub(crate) fn list<R: Resource>(
+        self,
+        items: &[R],
+        table: impl FnOnce(&[R]) -> String,
+    ) -> Result<(), Error> {
         match self.format {
             Format::Table => write(&table(items)),
             Format::Name => {
-                let names = items.iter().map(|item| format!("{}\n", item.resource_name()));
+                let names = items
+                    .iter()
+                    .map(|item| format!("{}\n", item.resource_name()));
                 write(&names.collect::<String>())
             }
-            Format::Json | Format::Yaml => {
-                self.value(&serde_json::Value::Array(items.iter().map(trainyard_shared::json::to_json).collect()))
-            }
+            Format::Json | Format::Yaml => self.value(&serde_json::Value::Array(
+                items.iter().map(trainyard_shared::json::to_json).collect(),
+            )),
         }
     }
 
     /// One resource; `details` renders it for people.
-    pub(crate) fn one<R: Resource>(self, item: &R, details: impl FnOnce(&R) -> String) -> Result<(), Error> {
+    pub(crate) fn one<R: Resource>(
+        self,
+        item: &R,
+        details: impl FnOnce(&R) -> String,
+    ) -> Result<(), Error> {
         match self.format {
             Format::Table => write(&details(item)),
             Format::Name => write(&format!("{}\n", item.resource_name())),
@@ -83,7 +95,8 @@ impl Output {
     /// A value as JSON or YAML.
     pub(crate) fn value(self, value: &serde_json::Value) -> Result<(), Error> {
         let text = if self.format == Format::Yaml {
-            serde_yaml_ng::to_string(value).map_err(|error| Error::failure(format!("cannot print YAML: {error}")))?
+            serde_yaml_ng::to_string(value)
+                .map_err(|error| Error::failure(format!("cannot print YAML: {error}")))?
         } else {
             format!("{value:#}\n")
         };

@@ -14,7 +14,9 @@ pub(crate) const DEFAULT_ACCOUNT: &str = "storage";
 
 /// Fills the placeholders of a job.
 pub(crate) fn fill(spec: &mut JobSpec, account: Option<&str>) {
-    let account = account.filter(|account| !account.is_empty()).unwrap_or(DEFAULT_ACCOUNT);
+    let account = account
+        .filter(|account| !account.is_empty())
+        .unwrap_or(DEFAULT_ACCOUNT);
     if let Some(volumes) = &mut spec.mount_volumes {
         fill_volumes(volumes, account);
     }
@@ -77,7 +79,11 @@ mod tests {
         let volumes = spec.mount_volumes.unwrap();
         let share = &volumes.azure_file_shares[0];
         let key = share.credentials.clone().unwrap().account_key;
-        (share.azure_file_url.clone(), volumes.azure_blob_file_systems[0].account_name.clone(), key)
+        (
+            share.azure_file_url.clone(),
+            volumes.azure_blob_file_systems[0].account_name.clone(),
+            key,
+        )
     }
 
     #[test]

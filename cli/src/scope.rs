@@ -22,12 +22,18 @@ fn full_or<N>(given: &str, make: impl FnOnce() -> Result<N, Error>) -> Result<N,
 where
     N: FromStr<Err = NameError>,
 {
-    if given.contains('/') { given.parse().map_err(|error| bad_name(&error)) } else { make() }
+    if given.contains('/') {
+        given.parse().map_err(|error| bad_name(&error))
+    } else {
+        make()
+    }
 }
 
 /// The workspace of that name.
 pub(crate) fn workspace_name(name: &str) -> Result<WorkspaceName, Error> {
-    full_or(name, || WorkspaceName::new(name).map_err(|error| bad_name(&error)))
+    full_or(name, || {
+        WorkspaceName::new(name).map_err(|error| bad_name(&error))
+    })
 }
 
 /// The workspace that `-w` names; required.
@@ -52,27 +58,37 @@ pub(crate) fn experiment(arg: &ExperimentArg) -> Result<ExperimentName, Error> {
 
 /// The experiment of that name.
 pub(crate) fn experiment_name(arg: &WorkspaceArg, name: &str) -> Result<ExperimentName, Error> {
-    full_or(name, || ExperimentName::new(&workspace(arg)?, name).map_err(|error| bad_name(&error)))
+    full_or(name, || {
+        ExperimentName::new(&workspace(arg)?, name).map_err(|error| bad_name(&error))
+    })
 }
 
 /// The cluster of that name.
 pub(crate) fn cluster_name(arg: &WorkspaceArg, name: &str) -> Result<ClusterName, Error> {
-    full_or(name, || ClusterName::new(&workspace(arg)?, name).map_err(|error| bad_name(&error)))
+    full_or(name, || {
+        ClusterName::new(&workspace(arg)?, name).map_err(|error| bad_name(&error))
+    })
 }
 
 /// The file server of that name.
 pub(crate) fn file_server_name(arg: &WorkspaceArg, name: &str) -> Result<FileServerName, Error> {
-    full_or(name, || FileServerName::new(&workspace(arg)?, name).map_err(|error| bad_name(&error)))
+    full_or(name, || {
+        FileServerName::new(&workspace(arg)?, name).map_err(|error| bad_name(&error))
+    })
 }
 
 /// The job of that name.
 pub(crate) fn job_name(arg: &ExperimentArg, name: &str) -> Result<JobName, Error> {
-    full_or(name, || JobName::new(&experiment(arg)?, name).map_err(|error| bad_name(&error)))
+    full_or(name, || {
+        JobName::new(&experiment(arg)?, name).map_err(|error| bad_name(&error))
+    })
 }
 
 /// The node of that name.
 pub(crate) fn node_name(name: &str) -> Result<NodeName, Error> {
-    full_or(name, || NodeName::new(name).map_err(|error| bad_name(&error)))
+    full_or(name, || {
+        NodeName::new(name).map_err(|error| bad_name(&error))
+    })
 }
 
 /// The parent of a list: the workspace of `-w`, or any.
@@ -86,7 +102,10 @@ pub(crate) fn any_workspace(arg: &WorkspaceArg) -> Result<String, Error> {
 /// The parent of a list of jobs: the experiment of `-w -e`, or any of them.
 pub(crate) fn any_experiment(arg: &ExperimentArg) -> Result<String, Error> {
     match arg.experiment.as_deref() {
-        None | Some(ANY) => Ok(format!("{}/experiments/{ANY}", any_workspace(&arg.workspace)?)),
+        None | Some(ANY) => Ok(format!(
+            "{}/experiments/{ANY}",
+            any_workspace(&arg.workspace)?
+        )),
         Some(name) => Ok(experiment_name(&arg.workspace, name)?.to_string()),
     }
 }
@@ -102,7 +121,9 @@ mod tests {
 
     fn arg(workspace: Option<&str>, experiment: Option<&str>) -> ExperimentArg {
         ExperimentArg {
-            workspace: WorkspaceArg { workspace: workspace.map(Into::into) },
+            workspace: WorkspaceArg {
+                workspace: workspace.map(Into::into),
+            },
             experiment: experiment.map(Into::into),
         }
     }
@@ -110,10 +131,18 @@ mod tests {
     #[test]
     fn ids_and_full_names_mean_the_same() {
         let full = "workspaces/w/experiments/e/jobs/j";
-        assert_eq!(job_name(&arg(Some("w"), Some("e")), "j").unwrap().to_string(), full);
+        assert_eq!(
+            job_name(&arg(Some("w"), Some("e")), "j")
+                .unwrap()
+                .to_string(),
+            full
+        );
         assert_eq!(job_name(&arg(None, None), full).unwrap().to_string(), full);
         let with_full_experiment = arg(None, Some("workspaces/w/experiments/e"));
-        assert_eq!(job_name(&with_full_experiment, "j").unwrap().to_string(), full);
+        assert_eq!(
+            job_name(&with_full_experiment, "j").unwrap().to_string(),
+            full
+        );
     }
 
     #[test]
@@ -121,14 +150,28 @@ mod tests {
         let error = job_name(&arg(Some("w"), None), "j").unwrap_err();
         assert!(error.to_string().contains("`-e EXPERIMENT`"), "{error}");
         assert_eq!(error.exit_status(), 2);
-        assert!(job_name(&arg(None, Some("e")), "j").unwrap_err().to_string().contains("`-w WORKSPACE`"));
+        assert!(
+            job_name(&arg(None, Some("e")), "j")
+                .unwrap_err()
+                .to_string()
+                .contains("`-w WORKSPACE`")
+        );
     }
 
     #[test]
     fn lists_reach_over_all_when_nothing_is_named() {
-        assert_eq!(any_experiment(&arg(None, None)).unwrap(), "workspaces/-/experiments/-");
-        assert_eq!(any_experiment(&arg(Some("w"), None)).unwrap(), "workspaces/w/experiments/-");
-        assert_eq!(any_experiment(&arg(Some("w"), Some("e"))).unwrap(), "workspaces/w/experiments/e");
+        assert_eq!(
+            any_experiment(&arg(None, None)).unwrap(),
+            "workspaces/-/experiments/-"
+        );
+        assert_eq!(
+            any_experiment(&arg(Some("w"), None)).unwrap(),
+            "workspaces/w/experiments/-"
+        );
+        assert_eq!(
+            any_experiment(&arg(Some("w"), Some("e"))).unwrap(),
+            "workspaces/w/experiments/e"
+        );
         assert!(any_experiment(&arg(None, Some("e"))).is_err());
     }
 

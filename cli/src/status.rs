@@ -6,7 +6,9 @@ use tonic_types::StatusExt;
 /// A field of a request that the scheduler refused: path in the request, and why.
 pub(crate) fn violations(status: &Status) -> Vec<(String, String)> {
     let details = status.get_error_details();
-    let Some(bad_request) = details.bad_request() else { return Vec::new() };
+    let Some(bad_request) = details.bad_request() else {
+        return Vec::new();
+    };
     bad_request
         .field_violations
         .iter()
@@ -19,7 +21,9 @@ pub(crate) fn describe(status: &Status) -> String {
     let message = status.message().trim();
     let violations = violations(status);
     if !violations.is_empty() {
-        let fields = violations.iter().map(|(field, why)| format!("{field}: {why}"));
+        let fields = violations
+            .iter()
+            .map(|(field, why)| format!("{field}: {why}"));
         return fields.collect::<Vec<_>>().join("\n");
     }
     match way_out(status.code()) {
@@ -62,7 +66,9 @@ mod tests {
 
     #[test]
     fn a_plain_refusal_keeps_its_own_words() {
-        let status = Status::not_found("there is no workspaces/w; `trainyard workspace list` shows those there are");
+        let status = Status::not_found(
+            "there is no workspaces/w; `trainyard workspace list` shows those there are",
+        );
         assert!(describe(&status).starts_with("there is no workspaces/w; "));
     }
 
@@ -83,6 +89,9 @@ mod tests {
             tonic_types::FieldViolation::new("cluster", "is required"),
         ]);
         let status = Status::with_error_details(Code::InvalidArgument, "bad job", details);
-        assert_eq!(describe(&status), "nodeCount: must be at least 1\ncluster: is required");
+        assert_eq!(
+            describe(&status),
+            "nodeCount: must be at least 1\ncluster: is required"
+        );
     }
 }

@@ -27,7 +27,13 @@ impl Table {
 
     /// Adds a row. An empty cell is shown as `-`, so that columns can be counted.
     pub(crate) fn row<const N: usize>(&mut self, cells: [String; N]) {
-        self.grid.add_row(cells.map(|cell| if cell.is_empty() { "-".to_owned() } else { one_line(&cell) }));
+        self.grid.add_row(cells.map(|cell| {
+            if cell.is_empty() {
+                "-".to_owned()
+            } else {
+                one_line(&cell)
+            }
+        }));
     }
 
     /// The table with a line feed at its end.
@@ -40,7 +46,15 @@ impl Table {
 
 /// A cell stays on its line and carries no control characters (a name or a message must not drive the terminal).
 fn one_line(cell: &str) -> String {
-    cell.chars().map(|character| if character.is_control() { ' ' } else { character }).collect()
+    cell.chars()
+        .map(|character| {
+            if character.is_control() {
+                ' '
+            } else {
+                character
+            }
+        })
+        .collect()
 }
 
 /// Lines of `Label:  value` with the values in one column; for one resource. Entries without value are left out.
@@ -60,9 +74,17 @@ impl Details {
     }
 
     /// Adds one line per value, the label before the first only.
-    pub(crate) fn add_all(&mut self, label: &str, values: impl IntoIterator<Item = String>) -> &mut Self {
+    pub(crate) fn add_all(
+        &mut self,
+        label: &str,
+        values: impl IntoIterator<Item = String>,
+    ) -> &mut Self {
         for (index, value) in values.into_iter().enumerate() {
-            let label = if index == 0 { format!("{label}:") } else { String::new() };
+            let label = if index == 0 {
+                format!("{label}:")
+            } else {
+                String::new()
+            };
             self.lines.push((label, value));
         }
         self
@@ -70,7 +92,12 @@ impl Details {
 
     /// The lines, each with its line feed.
     pub(crate) fn render(&self) -> String {
-        let width = self.lines.iter().map(|(label, _)| label.chars().count()).max().unwrap_or(0);
+        let width = self
+            .lines
+            .iter()
+            .map(|(label, _)| label.chars().count())
+            .max()
+            .unwrap_or(0);
         let mut text = String::new();
         for (label, value) in &self.lines {
             text.push_str(format!("{label:width$}  {}", one_line(value)).trim_end());
@@ -110,7 +137,10 @@ mod tests {
     #[test]
     fn details_leave_out_what_is_not_there() {
         let mut details = Details::default();
-        details.add("Name", "x").add("Exit code", "").add_all("Error", ["one".into(), "two".into()]);
+        details
+            .add("Name", "x")
+            .add("Exit code", "")
+            .add_all("Error", ["one".into(), "two".into()]);
         assert_eq!(details.render(), "Name:   x\nError:  one\n        two\n");
     }
 }

@@ -11,12 +11,20 @@ pub(crate) fn last_segment(name: &str) -> &str {
 
 /// The ids of a resource name without the collection names: `workspaces/w/clusters/c` gives `w/c`.
 pub(crate) fn ids(name: &str) -> String {
-    name.split('/').skip(1).step_by(2).collect::<Vec<_>>().join("/")
+    name.split('/')
+        .skip(1)
+        .step_by(2)
+        .collect::<Vec<_>>()
+        .join("/")
 }
 
 /// An enum value as it is written in files: `EXECUTION_STATE_RUNNING` with the prefix `EXECUTION_STATE_` is `running`.
 pub(crate) fn short(value: &str, prefix: &str) -> String {
-    value.strip_prefix(prefix).unwrap_or(value).to_ascii_lowercase().replace('_', "-")
+    value
+        .strip_prefix(prefix)
+        .unwrap_or(value)
+        .to_ascii_lowercase()
+        .replace('_', "-")
 }
 
 /// The present time.
@@ -46,7 +54,11 @@ pub(crate) fn length(seconds: u64) -> String {
 }
 
 fn two(large: u64, large_unit: char, small: u64, small_unit: char) -> String {
-    if small == 0 { format!("{large}{large_unit}") } else { format!("{large}{large_unit}{small}{small_unit}") }
+    if small == 0 {
+        format!("{large}{large_unit}")
+    } else {
+        format!("{large}{large_unit}{small}{small_unit}")
+    }
 }
 
 /// A number of bytes: `640 B`, `1.5 MiB`, `48 GiB`.
@@ -61,7 +73,11 @@ pub(crate) fn bytes(count: u64) -> String {
         value /= 1024.0;
         unit += 1;
     }
-    if value < 10.0 { format!("{value:.1} {}", UNITS[unit]) } else { format!("{value:.0} {}", UNITS[unit]) }
+    if value < 10.0 {
+        format!("{value:.1} {}", UNITS[unit])
+    } else {
+        format!("{value:.0} {}", UNITS[unit])
+    }
 }
 
 /// Seconds since 1970 as `2026-01-31T12:00:00Z`.
@@ -76,7 +92,11 @@ pub(crate) fn time(time: Option<&Timestamp>) -> String {
 
 /// `1 node`, `2 nodes`.
 pub(crate) fn count(number: u64, singular: &str) -> String {
-    if number == 1 { format!("1 {singular}") } else { format!("{number} {singular}s") }
+    if number == 1 {
+        format!("1 {singular}")
+    } else {
+        format!("{number} {singular}s")
+    }
 }
 
 #[cfg(test)]
@@ -87,12 +107,22 @@ mod tests {
     fn names() {
         assert_eq!(last_segment("workspaces/w/clusters/c"), "c");
         assert_eq!(ids("workspaces/w/experiments/e/jobs/j"), "w/e/j");
-        assert_eq!(short("EXECUTION_STATE_RUNNING", "EXECUTION_STATE_"), "running");
+        assert_eq!(
+            short("EXECUTION_STATE_RUNNING", "EXECUTION_STATE_"),
+            "running"
+        );
     }
 
     #[test]
     fn lengths() {
-        let cases = [(0, "0s"), (59, "59s"), (192, "3m12s"), (180, "3m"), (18_420, "5h7m"), (864_000, "10d")];
+        let cases = [
+            (0, "0s"),
+            (59, "59s"),
+            (192, "3m12s"),
+            (180, "3m"),
+            (18_420, "5h7m"),
+            (864_000, "10d"),
+        ];
         for (seconds, text) in cases {
             assert_eq!(length(seconds), text);
         }
@@ -100,7 +130,12 @@ mod tests {
 
     #[test]
     fn sizes() {
-        let cases = [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (48 << 30, "48 GiB")];
+        let cases = [
+            (0, "0 B"),
+            (1023, "1023 B"),
+            (1536, "1.5 KiB"),
+            (48 << 30, "48 GiB"),
+        ];
         for (count, text) in cases {
             assert_eq!(bytes(count), text);
         }
@@ -108,7 +143,19 @@ mod tests {
 
     #[test]
     fn a_clock_behind_the_cluster_gives_no_negative_age() {
-        let later = Timestamp { seconds: 10, nanos: 0 };
-        assert_eq!(age(Some(&later), &Timestamp { seconds: 5, nanos: 0 }), "0s");
+        let later = Timestamp {
+            seconds: 10,
+            nanos: 0,
+        };
+        assert_eq!(
+            age(
+                Some(&later),
+                &Timestamp {
+                    seconds: 5,
+                    nanos: 0
+                }
+            ),
+            "0s"
+        );
     }
 }

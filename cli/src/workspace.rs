@@ -4,8 +4,8 @@ use clap::{Args, Subcommand};
 use prost_types::{FieldMask, Timestamp};
 use tonic::Code;
 use trainyard_proto::v1::{
-    CreateWorkspaceRequest, DeleteWorkspaceRequest, GetWorkspaceRequest, ImageBinding, StorageBinding,
-    UpdateWorkspaceRequest, Workspace,
+    CreateWorkspaceRequest, DeleteWorkspaceRequest, GetWorkspaceRequest, ImageBinding,
+    StorageBinding, UpdateWorkspaceRequest, Workspace,
 };
 use trainyard_shared::client::new_request_id;
 use trainyard_shared::validate;
@@ -68,7 +68,13 @@ pub(crate) struct CreateArgs {
     #[command(flatten)]
     settings: SettingsArgs,
     /// Free text, kept for compatibility
-    #[arg(short, long, value_name = "TEXT", default_value = "", hide_default_value = true)]
+    #[arg(
+        short,
+        long,
+        value_name = "TEXT",
+        default_value = "",
+        hide_default_value = true
+    )]
     location: String,
 }
 
@@ -107,14 +113,20 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
         }
         Command::List => {
             let workspaces = context.api()?.all_workspaces().await?;
-            context.output().list(&workspaces, |items| table(items, &now()))?;
+            context
+                .output()
+                .list(&workspaces, |items| table(items, &now()))?;
         }
         Command::Update(args) => update(context, &args).await?,
         Command::Delete(args) => {
             let name = workspace_name(&args.name.name)?.to_string();
             let api = context.api()?;
             confirm_delete(args.yes.yes, &name)?;
-            api.delete_workspace(DeleteWorkspaceRequest { name: name.clone(), etag: String::new() }).await?;
+            api.delete_workspace(DeleteWorkspaceRequest {
+                name: name.clone(),
+                etag: String::new(),
+            })
+            .await?;
             context.output().deleted(&name)?;
         }
     }
@@ -123,7 +135,10 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
 
 async fn get(context: &Context, name: &str) -> Result<Workspace, Error> {
     let name = workspace_name(name)?.to_string();
-    Ok(context.api()?.get_workspace(GetWorkspaceRequest { name }).await?)
+    Ok(context
+        .api()?
+        .get_workspace(GetWorkspaceRequest { name })
+        .await?)
 }
 
 async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
@@ -152,7 +167,9 @@ fn check(workspace: &Workspace) -> Result<(), Error> {
     if violations.is_empty() {
         return Ok(());
     }
-    let lines = violations.iter().map(|violation| format!("{}: {}", violation.field, violation.message));
+    let lines = violations
+        .iter()
+        .map(|violation| format!("{}: {}", violation.field, violation.message));
     Err(Error::usage(lines.collect::<Vec<_>>().join("\n")))
 }
 
@@ -163,7 +180,9 @@ async fn update(context: &Context, args: &UpdateArgs) -> Result<(), Error> {
     let mut tries = 0;
     loop {
         tries += 1;
-        let present = api.get_workspace(GetWorkspaceRequest { name: name.clone() }).await?;
+        let present = api
+            .get_workspace(GetWorkspaceRequest { name: name.clone() })
+            .await?;
         let mut wanted = present.clone();
         change(&mut wanted, args)?;
         let paths = changed_paths(&present, &wanted);
@@ -178,12 +197,15 @@ async fn update(context: &Context, args: &UpdateArgs) -> Result<(), Error> {
             };
         }
         check(&wanted)?;
-        let request =
-            UpdateWorkspaceRequest { workspace: Some(wanted), update_mask: Some(FieldMask { paths }) };
+        let request = UpdateWorkspaceRequest {
+            workspace: Some(wanted),
+            update_mask: Some(FieldMask { paths }),
+        };
         match api.update_workspace(request).await {
             Ok(updated) => return context.output().done("updated", &updated),
             Err(status)
-                if matches!(status.code(), Code::Aborted | Code::FailedPrecondition) && tries < UPDATE_TRIES => {}
+                if matches!(status.code(), Code::Aborted | Code::FailedPrecondition)
+                    && tries < UPDATE_TRIES => {}
             Err(status) => return Err(status.into()),
         }
     }
@@ -202,18 +224,30 @@ fn is_empty(args: &UpdateArgs) -> bool {
 
 fn change(workspace: &mut Workspace, args: &UpdateArgs) -> Result<(), Error> {
     for share in &args.unbind_storage {
-        remove(&mut workspace.storage_bindings, share, |binding| &binding.share)
-            .map_err(|known| no_such("storage binding", share, &known))?;
+        remove(&mut workspace.storage_bindings, share, |binding| {
+            &binding.share
+        })
+        .map_err(|known| no_such("storage binding", share, &known))?;
     }
     for image in &args.unbind_image {
-        remove(&mut workspace.image_bindings, image, |binding| &binding.image)
-            .map_err(|known| no_such("image binding", image, &known))?;
+        remove(&mut workspace.image_bindings, image, |binding| {
+            &binding.image
+        })
+        .map_err(|known| no_such("image binding", image, &known))?;
     }
     for key in &args.untag {
         workspace.tags.remove(key);
     }
-    bindings::merge(&mut workspace.storage_bindings, &args.settings.bind_storage, |binding| &binding.share);
-    bindings::merge(&mut workspace.image_bindings, &args.settings.bind_image, |binding| &binding.image);
+    bindings::merge(
+        &mut workspace.storage_bindings,
+        &args.settings.bind_storage,
+        |binding| &binding.share,
+    );
+    bindings::merge(
+        &mut workspace.image_bindings,
+        &args.settings.bind_image,
+        |binding| &binding.image,
+    );
     workspace.tags.extend(args.settings.tags.iter().cloned());
     if let Some(allow_root) = args.settings.allow_root {
         workspace.allow_root = allow_root;
@@ -222,7 +256,11 @@ fn change(workspace: &mut Workspace, args: &UpdateArgs) -> Result<(), Error> {
 }
 
 /// Removes the item of that key; fails with the keys there are.
-fn remove<T>(items: &mut Vec<T>, key: &str, key_of: impl Fn(&T) -> &str) -> Result<(), Vec<String>> {
+fn remove<T>(
+    items: &mut Vec<T>,
+    key: &str,
+    key_of: impl Fn(&T) -> &str,
+) -> Result<(), Vec<String>> {
     match items.iter().position(|item| key_of(item) == key) {
         Some(index) => {
             items.remove(index);
@@ -233,7 +271,11 @@ fn remove<T>(items: &mut Vec<T>, key: &str, key_of: impl Fn(&T) -> &str) -> Resu
 }
 
 fn no_such(what: &str, key: &str, known: &[String]) -> Error {
-    let known = if known.is_empty() { "there are none".to_owned() } else { format!("there are: {}", known.join(", ")) };
+    let known = if known.is_empty() {
+        "there are none".to_owned()
+    } else {
+        format!("there are: {}", known.join(", "))
+    };
     Error::failure(format!("the workspace has no {what} of {key}; {known}"))
 }
 
@@ -246,15 +288,25 @@ fn changed_paths(present: &Workspace, wanted: &Workspace) -> Vec<String> {
         }
     };
     differ("tags", present.tags != wanted.tags);
-    differ("storage_bindings", present.storage_bindings != wanted.storage_bindings);
-    differ("image_bindings", present.image_bindings != wanted.image_bindings);
+    differ(
+        "storage_bindings",
+        present.storage_bindings != wanted.storage_bindings,
+    );
+    differ(
+        "image_bindings",
+        present.image_bindings != wanted.image_bindings,
+    );
     differ("allow_root", present.allow_root != wanted.allow_root);
     paths
 }
 
 fn tags(workspace: &Workspace) -> String {
     // Sorted, whatever map the messages use.
-    let mut tags: Vec<String> = workspace.tags.iter().map(|(key, value)| format!("{key}={value}")).collect();
+    let mut tags: Vec<String> = workspace
+        .tags
+        .iter()
+        .map(|(key, value)| format!("{key}={value}"))
+        .collect();
     tags.sort();
     tags.join(",")
 }
@@ -266,7 +318,11 @@ fn table(workspaces: &[Workspace], now: &Timestamp) -> String {
             last_segment(&workspace.name).to_owned(),
             workspace.storage_bindings.len().to_string(),
             workspace.image_bindings.len().to_string(),
-            if workspace.allow_root { "allowed".to_owned() } else { "no".to_owned() },
+            if workspace.allow_root {
+                "allowed".to_owned()
+            } else {
+                "no".to_owned()
+            },
             tags(workspace),
             age(workspace.creation_time.as_ref(), now),
         ]);
@@ -281,8 +337,18 @@ fn details(workspace: &Workspace) -> String {
         .add("Created", time(workspace.creation_time.as_ref()))
         .add("Location", &workspace.location)
         .add("Tags", tags(workspace))
-        .add("Root", if workspace.allow_root { "jobs may run as root" } else { "jobs never run as root" })
-        .add_all("Storage", workspace.storage_bindings.iter().map(storage_text))
+        .add(
+            "Root",
+            if workspace.allow_root {
+                "jobs may run as root"
+            } else {
+                "jobs never run as root"
+            },
+        )
+        .add_all(
+            "Storage",
+            workspace.storage_bindings.iter().map(storage_text),
+        )
         .add_all("Images", workspace.image_bindings.iter().map(image_text));
     details.render()
 }
@@ -317,7 +383,9 @@ mod tests {
                 .replace("             ", "")
                 .as_str(),
         );
-        let Command::Create(args) = command else { panic!() };
+        let Command::Create(args) = command else {
+            panic!()
+        };
         assert_eq!(args.settings.bind_storage.len(), 2);
         assert_eq!(args.settings.allow_root, Some(true));
         assert_eq!(args.settings.tags, [("k".to_owned(), "v".to_owned())]);
@@ -331,16 +399,23 @@ mod tests {
             ..Workspace::default()
         };
         let before = workspace.clone();
-        let args = update_args("trainyard workspace update -n w --bind-storage b=hostPath:/2 --allow-root=false");
+        let args = update_args(
+            "trainyard workspace update -n w --bind-storage b=hostPath:/2 --allow-root=false",
+        );
         change(&mut workspace, &args).unwrap();
-        assert_eq!(changed_paths(&before, &workspace), ["storage_bindings", "allow_root"]);
+        assert_eq!(
+            changed_paths(&before, &workspace),
+            ["storage_bindings", "allow_root"]
+        );
         assert_eq!(workspace.storage_bindings.len(), 2);
     }
 
     #[test]
     fn unbinding_what_is_not_bound_names_what_is() {
-        let mut workspace =
-            Workspace { storage_bindings: vec![bindings::storage("a=hostPath:/1").unwrap()], ..Workspace::default() };
+        let mut workspace = Workspace {
+            storage_bindings: vec![bindings::storage("a=hostPath:/1").unwrap()],
+            ..Workspace::default()
+        };
         let args = update_args("trainyard workspace update -n w --unbind-storage x");
         let error = change(&mut workspace, &args).unwrap_err();
         assert!(error.to_string().ends_with("there are: a"), "{error}");

@@ -55,18 +55,38 @@ impl Daemon {
             .append(true)
             .open(&plan.log)
             .map_err(|error| failed("write", &plan.log, error))?;
-        let log_start = log.metadata().map_err(|error| failed("read", &plan.log, error))?.len();
-        let stdout = log.try_clone().map_err(|error| failed("write", &plan.log, error))?;
+        let log_start = log
+            .metadata()
+            .map_err(|error| failed("read", &plan.log, error))?
+            .len();
+        let stdout = log
+            .try_clone()
+            .map_err(|error| failed("write", &plan.log, error))?;
         let mut command = Command::new(&plan.program);
-        command.args(&plan.arguments).stdin(Stdio::null()).stdout(stdout).stderr(log).process_group(0);
+        command
+            .args(&plan.arguments)
+            .stdin(Stdio::null())
+            .stdout(stdout)
+            .stderr(log)
+            .process_group(0);
         // The log must say when it is ready, whatever the caller's level is.
         if std::env::var_os("TRAINYARD_LOG").is_none() {
             command.env("TRAINYARD_LOG", "info");
         }
-        let child = command.spawn().map_err(|error| failed("start", &plan.program, error))?;
+        let child = command
+            .spawn()
+            .map_err(|error| failed("start", &plan.program, error))?;
         let pid = child.id().unwrap_or_default();
-        fs::write(&plan.pid_file, format!("{pid}\n")).map_err(|error| failed("write", &plan.pid_file, error))?;
-        Ok(Self { name, log: plan.log, pid_file: plan.pid_file, log_start, child, status: None })
+        fs::write(&plan.pid_file, format!("{pid}\n"))
+            .map_err(|error| failed("write", &plan.pid_file, error))?;
+        Ok(Self {
+            name,
+            log: plan.log,
+            pid_file: plan.pid_file,
+            log_start,
+            child,
+            status: None,
+        })
     }
 
     /// Its process id, while it runs.
@@ -88,7 +108,8 @@ impl Daemon {
 
     /// How it ended, for a message.
     pub(super) fn how_it_ended(&self) -> String {
-        self.status.map_or_else(|| "runs".to_owned(), |status| status.to_string())
+        self.status
+            .map_or_else(|| "runs".to_owned(), |status| status.to_string())
     }
 
     /// Asks it to end.
@@ -114,7 +135,9 @@ impl Daemon {
     /// Whether this run's part of the log holds the text.
     pub(super) fn has_logged(&self, text: &str) -> bool {
         let mut log = Vec::new();
-        let Ok(mut file) = File::open(&self.log) else { return false };
+        let Ok(mut file) = File::open(&self.log) else {
+            return false;
+        };
         file.seek(SeekFrom::Start(self.log_start)).is_ok()
             && file.take(4 << 20).read_to_end(&mut log).is_ok()
             && String::from_utf8_lossy(&log).contains(text)
@@ -122,16 +145,23 @@ impl Daemon {
 
     /// The last lines of this run's log.
     pub(super) fn last_lines(&self) -> Vec<String> {
-        let Ok(mut file) = File::open(&self.log) else { return Vec::new() };
+        let Ok(mut file) = File::open(&self.log) else {
+            return Vec::new();
+        };
         let length = file.metadata().map_or(0, |metadata| metadata.len());
-        let start = length.saturating_sub(LAST_BYTES).max(self.log_start.min(length));
+        let start = length
+            .saturating_sub(LAST_BYTES)
+            .max(self.log_start.min(length));
         let mut bytes = Vec::new();
         if file.seek(SeekFrom::Start(start)).is_err() || file.read_to_end(&mut bytes).is_err() {
             return Vec::new();
         }
         let text = String::from_utf8_lossy(&bytes);
         let lines: Vec<&str> = text.lines().collect();
-        lines[lines.len().saturating_sub(LAST_LINES)..].iter().map(|line| (*line).to_owned()).collect()
+        lines[lines.len().saturating_sub(LAST_LINES)..]
+            .iter()
+            .map(|line| (*line).to_owned())
+            .collect()
     }
 }
 
@@ -154,7 +184,10 @@ mod tests {
     async fn what_it_said_last_is_known() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("a.log"), "ready of an earlier run\n").unwrap();
-        let mut daemon = daemon(dir.path(), "for i in $(seq 20); do echo line $i; done; exit 3");
+        let mut daemon = daemon(
+            dir.path(),
+            "for i in $(seq 20); do echo line $i; done; exit 3",
+        );
         assert!(dir.path().join("a.pid").exists());
         daemon.ended().await;
         assert!(!daemon.runs());
@@ -168,7 +201,10 @@ mod tests {
     #[tokio::test]
     async fn one_that_does_not_listen_is_ended_by_force() {
         let dir = tempfile::tempdir().unwrap();
-        let mut daemon = daemon(dir.path(), "trap '' TERM; echo up; while true; do sleep 0.05; done");
+        let mut daemon = daemon(
+            dir.path(),
+            "trap '' TERM; echo up; while true; do sleep 0.05; done",
+        );
         while !daemon.has_logged("up") {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }

@@ -52,9 +52,15 @@ impl Layout {
         let members = read_members(&data)?;
         check_members(&data, &members, wanted)?;
         let present = count_nodes(&data);
-        let count = wanted.nodes.unwrap_or(if present == 0 { DEFAULT_NODES } else { present });
+        let count = wanted
+            .nodes
+            .unwrap_or(if present == 0 { DEFAULT_NODES } else { present });
         let nodes: Vec<String> = (1..=count).map(node_name).collect();
-        let layout = Self { data, members, nodes };
+        let layout = Self {
+            data,
+            members,
+            nodes,
+        };
         for node in layout.nodes.iter().skip(present as usize) {
             layout.issue(node, scheduler)?;
         }
@@ -94,8 +100,14 @@ impl Layout {
 
     fn issue(&self, node: &str, scheduler: &Path) -> Result<(), Error> {
         let mut command = Command::new(scheduler);
-        command.arg("issue").arg("--authority").arg(self.data.join("authority"));
-        command.args(["--node", node]).arg("--out").arg(self.data.join("nodes").join(node));
+        command
+            .arg("issue")
+            .arg("--authority")
+            .arg(self.data.join("authority"));
+        command
+            .args(["--node", node])
+            .arg("--out")
+            .arg(self.data.join("nodes").join(node));
         for (_, address) in &self.members {
             command.args(["--scheduler", address]);
         }
@@ -106,14 +118,19 @@ impl Layout {
     fn make_own_directories(&self) -> Result<(), Error> {
         for name in ["logs", "pids"] {
             let path = self.data.join(name);
-            fs::create_dir_all(&path)
-                .map_err(|error| Error::failure(format!("cannot make {}: {error}", path.display())))?;
+            fs::create_dir_all(&path).map_err(|error| {
+                Error::failure(format!("cannot make {}: {error}", path.display()))
+            })?;
         }
         let nodes = self.data.join("nodes");
         let each = self.nodes.iter().map(|node| nodes.join(node));
         for path in [self.data.clone(), nodes.clone()].into_iter().chain(each) {
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o711))
-                .map_err(|error| Error::failure(format!("cannot set the mode of {}: {error}", path.display())))?;
+            fs::set_permissions(&path, fs::Permissions::from_mode(0o711)).map_err(|error| {
+                Error::failure(format!(
+                    "cannot set the mode of {}: {error}",
+                    path.display()
+                ))
+            })?;
         }
         Ok(())
     }
@@ -125,10 +142,15 @@ pub(super) fn default_data() -> Result<PathBuf, Error> {
     if nix::unistd::geteuid().is_root() {
         return Ok(PathBuf::from("/var/lib/trainyard-dev"));
     }
-    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let set = |name: &str| {
+        std::env::var_os(name)
+            .filter(|value| !value.is_empty())
+            .map(PathBuf::from)
+    };
     let base = set("XDG_DATA_HOME").or_else(|| set("HOME").map(|home| home.join(".local/share")));
-    base.map(|base| base.join("trainyard/dev"))
-        .ok_or_else(|| Error::failure("there is no home directory to keep data in; pass `--data DIR`"))
+    base.map(|base| base.join("trainyard/dev")).ok_or_else(|| {
+        Error::failure("there is no home directory to keep data in; pass `--data DIR`")
+    })
 }
 
 fn node_name(number: u32) -> String {
@@ -148,8 +170,11 @@ fn create(data: &Path, wanted: Wanted, scheduler: &Path) -> Result<(), Error> {
     command.arg("init").arg("--out").arg(data);
     for id in 1..=wanted.schedulers.unwrap_or(DEFAULT_SCHEDULERS) {
         let port = u32::from(base) + id;
-        let port = u16::try_from(port).map_err(|_| Error::usage(format!("--port {base}: {port} is no port")))?;
-        command.arg("--member").arg(format!("{id}=127.0.0.1:{port}"));
+        let port = u16::try_from(port)
+            .map_err(|_| Error::usage(format!("--port {base}: {port} is no port")))?;
+        command
+            .arg("--member")
+            .arg(format!("{id}=127.0.0.1:{port}"));
     }
     for number in 1..=wanted.nodes.unwrap_or(DEFAULT_NODES) {
         command.args(["--node", &node_name(number)]);
@@ -161,20 +186,32 @@ fn create(data: &Path, wanted: Wanted, scheduler: &Path) -> Result<(), Error> {
 /// Runs a program to its end; its output is shown only if it fails.
 fn finish(command: &mut Command) -> Result<(), Error> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let output = command.output().map_err(|error| Error::failure(format!("cannot run {program}: {error}")))?;
+    let output = command
+        .output()
+        .map_err(|error| Error::failure(format!("cannot run {program}: {error}")))?;
     if output.status.success() {
         return Ok(());
     }
-    Err(Error::failure(format!("{program}: {}", String::from_utf8_lossy(&output.stderr).trim())))
+    Err(Error::failure(format!(
+        "{program}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    )))
 }
 
 /// Reads the addresses from the first scheduler's configuration.
 fn read_members(data: &Path) -> Result<Vec<(u32, String)>, Error> {
     let path = data.join("members/1/scheduler.toml");
-    let text = fs::read_to_string(&path)
-        .map_err(|error| Error::failure(format!("cannot read {}: {error}; pass another `--data DIR`", path.display())))?;
+    let text = fs::read_to_string(&path).map_err(|error| {
+        Error::failure(format!(
+            "cannot read {}: {error}; pass another `--data DIR`",
+            path.display()
+        ))
+    })?;
     members_of(&text).ok_or_else(|| {
-        Error::failure(format!("{} does not name its members; pass another `--data DIR`", path.display()))
+        Error::failure(format!(
+            "{} does not name its members; pass another `--data DIR`",
+            path.display()
+        ))
     })
 }
 
@@ -194,12 +231,21 @@ fn check_members(data: &Path, members: &[(u32, String)], wanted: Wanted) -> Resu
     let count = members.len();
     let ports_differ = wanted.port.is_some_and(|base| {
         members.iter().any(|(id, address)| {
-            let port = address.rsplit_once(':').and_then(|(_, port)| port.parse::<u32>().ok());
+            let port = address
+                .rsplit_once(':')
+                .and_then(|(_, port)| port.parse::<u32>().ok());
             port != Some(u32::from(base) + id)
         })
     });
-    if ports_differ || wanted.schedulers.is_some_and(|wanted| wanted as usize != count) {
-        let addresses: Vec<&str> = members.iter().map(|(_, address)| address.as_str()).collect();
+    if ports_differ
+        || wanted
+            .schedulers
+            .is_some_and(|wanted| wanted as usize != count)
+    {
+        let addresses: Vec<&str> = members
+            .iter()
+            .map(|(_, address)| address.as_str())
+            .collect();
         return Err(Error::usage(format!(
             "{} was made for {count} schedulers at {}; leave out --schedulers and --port, or pass another `--data DIR`",
             data.display(),
@@ -211,7 +257,12 @@ fn check_members(data: &Path, members: &[(u32, String)], wanted: Wanted) -> Resu
 
 /// Nodes `node-1`, `node-2`, ... without a gap that have a configuration.
 fn count_nodes(data: &Path) -> u32 {
-    let has = |number: &u32| data.join("nodes").join(node_name(*number)).join("agent.toml").exists();
+    let has = |number: &u32| {
+        data.join("nodes")
+            .join(node_name(*number))
+            .join("agent.toml")
+            .exists()
+    };
     (1..).take_while(has).last().unwrap_or(0)
 }
 
@@ -256,13 +307,27 @@ echo "$all" >> "$(dirname "$0")/calls"
         let dir = tempfile::tempdir().unwrap();
         let scheduler = stand_in(dir.path());
         let data = dir.path().join("data");
-        let wanted = Wanted { schedulers: Some(1), nodes: Some(1), port: None };
+        let wanted = Wanted {
+            schedulers: Some(1),
+            nodes: Some(1),
+            port: None,
+        };
         let layout = Layout::open(&data, wanted, &scheduler).unwrap();
         assert_eq!(layout.nodes, ["node-1"]);
-        assert!(calls(dir.path())[0].contains("--member 1=127.0.0.1:7401 --node node-1 --client admin"));
+        assert!(
+            calls(dir.path())[0].contains("--member 1=127.0.0.1:7401 --node node-1 --client admin")
+        );
         Layout::open(&data, Wanted::default(), &scheduler).unwrap();
         assert_eq!(calls(dir.path()).len(), 1);
-        let layout = Layout::open(&data, Wanted { nodes: Some(2), ..Wanted::default() }, &scheduler).unwrap();
+        let layout = Layout::open(
+            &data,
+            Wanted {
+                nodes: Some(2),
+                ..Wanted::default()
+            },
+            &scheduler,
+        )
+        .unwrap();
         assert_eq!(layout.nodes, ["node-1", "node-2"]);
         assert!(calls(dir.path())[1].ends_with("nodes/node-2 --scheduler 127.0.0.1:7401"));
     }
@@ -282,10 +347,25 @@ echo "$all" >> "$(dirname "$0")/calls"
         let members = members_of(TOML).unwrap();
         assert_eq!(members[1], (2, "127.0.0.1:7402".to_owned()));
         let data = Path::new("/data");
-        let with = |schedulers, port| check_members(data, &members, Wanted { schedulers, port, nodes: None });
+        let with = |schedulers, port| {
+            check_members(
+                data,
+                &members,
+                Wanted {
+                    schedulers,
+                    port,
+                    nodes: None,
+                },
+            )
+        };
         assert!(with(None, None).is_ok());
         assert!(with(Some(2), Some(7400)).is_ok());
         assert!(with(Some(3), None).is_err());
-        assert!(with(None, Some(8000)).unwrap_err().to_string().contains("127.0.0.1:7401"));
+        assert!(
+            with(None, Some(8000))
+                .unwrap_err()
+                .to_string()
+                .contains("127.0.0.1:7401")
+        );
     }
 }

@@ -34,8 +34,10 @@ const SLOW_START: Duration = Duration::from_secs(30);
 
 /// See the head of this file.
 #[derive(Debug, Args)]
-#[command(after_help = "Ctrl-C ends the daemons; the data stays, and the next `trainyard dev` on it goes on. Jobs that run meanwhile \
-                        end when the lease of their node expires, unless the daemons are back before.")]
+#[command(
+    after_help = "Ctrl-C ends the daemons; the data stays, and the next `trainyard dev` on it goes on. Jobs that run meanwhile \
+                        end when the lease of their node expires, unless the daemons are back before."
+)]
 pub(crate) struct Command {
     /// Schedulers [default: 3, or what the data has]
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=9))]
@@ -65,7 +67,11 @@ pub(crate) async fn run(command: Command) -> Result<u8, Error> {
         Some(data) => data.clone(),
         None => layout::default_data()?,
     };
-    let wanted = Wanted { schedulers: command.schedulers, nodes: command.nodes, port: command.port };
+    let wanted = Wanted {
+        schedulers: command.schedulers,
+        nodes: command.nodes,
+        port: command.port,
+    };
     let layout = Layout::open(&data, wanted, &scheduler)?;
     let _lock = lock(&layout)?;
     ports::check(&layout.members, &layout.data)?;
@@ -85,12 +91,16 @@ pub(crate) async fn run(command: Command) -> Result<u8, Error> {
 
 /// A program of the same installation.
 fn sibling(name: &str) -> Result<PathBuf, Error> {
-    let own = std::env::current_exe().map_err(|error| Error::failure(format!("cannot find this program: {error}")))?;
+    let own = std::env::current_exe()
+        .map_err(|error| Error::failure(format!("cannot find this program: {error}")))?;
     let path = own.with_file_name(name);
     if path.exists() {
         Ok(path)
     } else {
-        Err(Error::failure(format!("there is no {}; install {name} next to trainyard", path.display())))
+        Err(Error::failure(format!(
+            "there is no {}; install {name} next to trainyard",
+            path.display()
+        )))
     }
 }
 
@@ -120,11 +130,19 @@ fn start(
 ) -> Result<(), Error> {
     for (id, _) in &layout.members {
         let name = format!("scheduler-{id}");
-        let arguments = vec!["run".into(), "--config".into(), layout.scheduler_config(*id).into()];
+        let arguments = vec![
+            "run".into(),
+            "--config".into(),
+            layout.scheduler_config(*id).into(),
+        ];
         daemons.push(Daemon::start(plan(layout, name, scheduler, arguments))?);
     }
     for node in &layout.nodes {
-        let mut arguments = vec!["run".into(), "--config".into(), layout.agent_config(node).into()];
+        let mut arguments = vec![
+            "run".into(),
+            "--config".into(),
+            layout.agent_config(node).into(),
+        ];
         for (flag, value) in [("--listen", "127.0.0.1:0"), ("--address", "127.0.0.1")] {
             arguments.extend([flag.into(), value.into()]);
         }
@@ -132,7 +150,12 @@ fn start(
         if let Some(user) = &command.task_user {
             arguments.extend(["--task-user".into(), user.into()]);
         }
-        daemons.push(Daemon::start(plan(layout, agent_name(node), agent, arguments))?);
+        daemons.push(Daemon::start(plan(
+            layout,
+            agent_name(node),
+            agent,
+            arguments,
+        ))?);
     }
     Ok(())
 }
@@ -162,19 +185,32 @@ fn introduce(layout: &Layout, command: &Command, daemons: &[Daemon]) {
     );
     for daemon in daemons {
         let pid = daemon.pid().unwrap_or_default();
-        text.push_str(&format!("  {:16} pid {pid:<8} {}\n", daemon.name, daemon.log.display()));
+        text.push_str(&format!(
+            "  {:16} pid {pid:<8} {}\n",
+            daemon.name,
+            daemon.log.display()
+        ));
     }
     text.push_str("use it from another terminal:\n");
-    text.push_str(&format!("  export TRAINYARD_CONFIG={}\n", layout.client_config().display()));
+    text.push_str(&format!(
+        "  export TRAINYARD_CONFIG={}\n",
+        layout.client_config().display()
+    ));
     text.push_str("  trainyard node list\n");
     // Whoever started this may have closed its stdout; the daemons run all the same.
     let _ = output::write(&text);
 }
 
 /// Watches the daemons until a signal comes or none of them is left.
-async fn watch(layout: &Layout, daemons: &mut [Daemon], stop: &mut StopSignals) -> Result<(), Error> {
+async fn watch(
+    layout: &Layout,
+    daemons: &mut [Daemon],
+    stop: &mut StopSignals,
+) -> Result<(), Error> {
     let config = ConfigFile::load(&layout.client_config()).and_then(|file| file.client_config());
-    let client = config.and_then(Client::new).map_err(|error| Error::failure(error.to_string()))?;
+    let client = config
+        .and_then(Client::new)
+        .map_err(|error| Error::failure(error.to_string()))?;
     let api = Api::new(client);
     let slow = tokio::time::Instant::now() + SLOW_START;
     let (mut is_ready, mut is_slow) = (false, false);
@@ -209,7 +245,9 @@ async fn watch(layout: &Layout, daemons: &mut [Daemon], stop: &mut StopSignals) 
 async fn registered(api: &Api) -> Vec<String> {
     let nodes = api.all_nodes().await.unwrap_or_default();
     let ready = nodes.iter().filter(|node| node.state() == NodeState::Ready);
-    ready.map(|node| last_segment(&node.name).to_owned()).collect()
+    ready
+        .map(|node| last_segment(&node.name).to_owned())
+        .collect()
 }
 
 /// Nodes that are not ready. The schedulers remember those of an earlier run until their leases expire; so the agent of this
@@ -218,9 +256,16 @@ fn missing(layout: &Layout, daemons: &[Daemon], registered: &[String]) -> Vec<St
     let is_ready = |node: &&String| {
         let name = agent_name(node);
         registered.contains(*node)
-            && daemons.iter().any(|daemon| daemon.name == name && daemon.has_logged("trainyard-agent ready"))
+            && daemons
+                .iter()
+                .any(|daemon| daemon.name == name && daemon.has_logged("trainyard-agent ready"))
     };
-    layout.nodes.iter().filter(|node| !is_ready(node)).cloned().collect()
+    layout
+        .nodes
+        .iter()
+        .filter(|node| !is_ready(node))
+        .cloned()
+        .collect()
 }
 
 /// Waits until one of the daemons that run has ended; which one.
@@ -248,7 +293,11 @@ async fn first_end(daemons: &mut [Daemon]) -> usize {
 }
 
 fn report_death(daemon: &Daemon) {
-    note(&format!("{} has ended by itself ({}); the others go on. Its log ends:", daemon.name, daemon.how_it_ended()));
+    note(&format!(
+        "{} has ended by itself ({}); the others go on. Its log ends:",
+        daemon.name,
+        daemon.how_it_ended()
+    ));
     for line in daemon.last_lines() {
         note(&format!("  {line}"));
     }
@@ -287,7 +336,11 @@ struct StopSignals {
 
 impl StopSignals {
     fn new() -> Result<Self, Error> {
-        let kinds = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::hangup()];
+        let kinds = [
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+            SignalKind::hangup(),
+        ];
         let signals: Result<Vec<_>, _> = kinds.into_iter().map(signal).collect();
         match signals {
             Ok(signals) => Ok(Self { signals }),

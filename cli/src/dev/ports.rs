@@ -28,8 +28,13 @@ mod tests {
     fn a_port_in_use_is_named() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
         let address = taken.local_addr().unwrap().to_string();
-        let error = check(&[(1, address.clone())], Path::new("/data")).unwrap_err().to_string();
-        assert!(error.contains(&address) && error.contains("--port"), "{error}");
+        let error = check(&[(1, address.clone())], Path::new("/data"))
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains(&address) && error.contains("--port"),
+            "{error}"
+        );
         drop(taken);
         check(&[(1, address)], Path::new("/data")).unwrap();
     }

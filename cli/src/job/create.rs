@@ -19,8 +19,10 @@ use crate::placeholders;
 
 /// See the head of this file.
 #[derive(Debug, Args)]
-#[command(after_help = "With --follow the exit status is the job's own: 0 when it succeeded, else its exit code, or 1 when it \
-                        has none (as when it was terminated). Ctrl-C leaves the job running and returns 130.")]
+#[command(
+    after_help = "With --follow the exit status is the job's own: 0 when it succeeded, else its exit code, or 1 when it \
+                        has none (as when it was terminated). Ctrl-C leaves the job running and returns 130."
+)]
 pub(crate) struct CreateArgs {
     #[command(flatten)]
     name: NameArg,
@@ -50,34 +52,62 @@ pub(super) async fn run(context: &Context, args: CreateArgs) -> Result<u8, Error
     let request = CreateJobRequest {
         parent: name.parent().to_string(),
         job_id: name.id().to_owned(),
-        job: Some(Job { spec: Some(spec), ..Job::default() }),
+        job: Some(Job {
+            spec: Some(spec),
+            ..Job::default()
+        }),
         request_id: new_request_id(),
     };
-    let job = api.create_job(request).await.map_err(|status| parsed.explain(status))?;
+    let job = api
+        .create_job(request)
+        .await
+        .map_err(|status| parsed.explain(status))?;
     if args.follow {
         note(&format!("created {name}"));
-        return Follow::new(api, name, Console::standard(), Options::of_a_whole_job()).run().await;
+        return Follow::new(api, name, Console::standard(), Options::of_a_whole_job())
+            .run()
+            .await;
     }
     context.output().done("created", &job)?;
     if context.output().format() == Format::Table {
-        note(&format!("see what it does: trainyard job logs --follow {}", flags(&name)));
+        note(&format!(
+            "see what it does: trainyard job logs --follow {}",
+            flags(&name)
+        ));
     }
     Ok(0)
 }
 
 /// The job of the file with the cluster of `-c` and without placeholders; refuses what a scheduler would refuse.
-fn complete(parsed: &ParsedFile<JobSpec>, name: &JobName, args: &CreateArgs) -> Result<JobSpec, Error> {
+fn complete(
+    parsed: &ParsedFile<JobSpec>,
+    name: &JobName,
+    args: &CreateArgs,
+) -> Result<JobSpec, Error> {
     let mut spec = parsed.message().clone();
     placeholders::fill(&mut spec, args.storage_account_name.as_deref());
     let workspace = name.workspace();
     if let Some(cluster) = &args.cluster {
-        let cluster = ClusterName::resolve(&workspace, cluster).map_err(|error| Error::usage(error.to_string()))?;
-        spec.cluster = Some(ResourceId { id: cluster.to_string() });
-    } else if spec.cluster.as_ref().is_none_or(|cluster| cluster.id.is_empty()) {
-        return Err(Error::usage("which cluster? Pass `-c CLUSTER`, or write `cluster: {id: ...}` in the job file"));
+        let cluster = ClusterName::resolve(&workspace, cluster)
+            .map_err(|error| Error::usage(error.to_string()))?;
+        spec.cluster = Some(ResourceId {
+            id: cluster.to_string(),
+        });
+    } else if spec
+        .cluster
+        .as_ref()
+        .is_none_or(|cluster| cluster.id.is_empty())
+    {
+        return Err(Error::usage(
+            "which cluster? Pass `-c CLUSTER`, or write `cluster: {id: ...}` in the job file",
+        ));
     }
     let violations = validate::job(&spec);
-    if violations.is_empty() { Ok(spec) } else { Err(parsed.refusal(violations)) }
+    if violations.is_empty() {
+        Ok(spec)
+    } else {
+        Err(parsed.refusal(violations))
+    }
 }
 
 #[cfg(test)]
@@ -105,19 +135,27 @@ mod tests {
 
     #[test]
     fn a_bare_cluster_is_one_of_the_jobs_workspace() {
-        let spec = completed(CUSTOM, "trainyard job create -w w -e e -n j -c c -f job.json").unwrap();
+        let spec = completed(
+            CUSTOM,
+            "trainyard job create -w w -e e -n j -c c -f job.json",
+        )
+        .unwrap();
         assert_eq!(spec.cluster.unwrap().id, "workspaces/w/clusters/c");
     }
 
     #[test]
     fn a_full_cluster_name_stays() {
         let line = "trainyard job create -w w -e e -n j -c workspaces/other/clusters/c -f job.json";
-        assert_eq!(completed(CUSTOM, line).unwrap().cluster.unwrap().id, "workspaces/other/clusters/c");
+        assert_eq!(
+            completed(CUSTOM, line).unwrap().cluster.unwrap().id,
+            "workspaces/other/clusters/c"
+        );
     }
 
     #[test]
     fn a_missing_cluster_is_asked_for() {
-        let error = completed(CUSTOM, "trainyard job create -w w -e e -n j -f job.json").unwrap_err();
+        let error =
+            completed(CUSTOM, "trainyard job create -w w -e e -n j -f job.json").unwrap_err();
         assert!(error.to_string().contains("`-c CLUSTER`"));
     }
 
@@ -125,7 +163,8 @@ mod tests {
     fn what_validation_refuses_gets_its_line() {
         let text = "{\"properties\": {\n\"nodeCount\": 0,\n\"stdOutErrPathPrefix\": \"$AZ_BATCHAI_JOB_TEMP_DIR\",\n\
                     \"customToolkitSettings\": {\"commandLine\": \"true\"}}}";
-        let error = completed(text, "trainyard job create -w w -e e -n j -c c -f job.json").unwrap_err();
+        let error =
+            completed(text, "trainyard job create -w w -e e -n j -c c -f job.json").unwrap_err();
         assert!(error.to_string().starts_with("job.json:2:"), "{error}");
     }
 }

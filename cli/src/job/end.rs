@@ -44,14 +44,18 @@ pub(crate) struct DeleteArgs {
 pub(super) async fn terminate(context: &Context, args: &TerminateArgs) -> Result<u8, Error> {
     let name = args.name.resolve()?.to_string();
     let api = context.api()?;
-    let mut job = api.terminate_job(TerminateJobRequest { name: name.clone() }).await?;
+    let mut job = api
+        .terminate_job(TerminateJobRequest { name: name.clone() })
+        .await?;
     if !args.no_wait && !has_ended(&job) {
         let mut console = Console::standard();
         console.waiting(&format!("{name} is being ended"));
         job = wait_for_end(&api, &name, job).await?;
     }
     let state = state(job.execution_state());
-    context.output().one(&job, |job| format!("terminated {} (now {state})\n", job.name))?;
+    context.output().one(&job, |job| {
+        format!("terminated {} (now {state})\n", job.name)
+    })?;
     Ok(0)
 }
 
@@ -71,7 +75,11 @@ pub(super) async fn delete(context: &Context, args: &DeleteArgs) -> Result<u8, E
     let name = args.name.resolve()?.to_string();
     let api = context.api()?;
     confirm_delete(args.yes.yes, &name)?;
-    api.delete_job(DeleteJobRequest { name: name.clone(), etag: String::new() }).await?;
+    api.delete_job(DeleteJobRequest {
+        name: name.clone(),
+        etag: String::new(),
+    })
+    .await?;
     if !args.no_wait {
         let mut console = Console::standard();
         loop {

@@ -14,19 +14,28 @@ use crate::text::{count, ids, last_segment};
 /// Explains one job.
 pub(super) async fn run(context: &Context, args: &NameArg) -> Result<u8, Error> {
     let name = args.resolve()?.to_string();
-    let explanation = context.api()?.explain_job(ExplainJobRequest { name }).await?;
+    let explanation = context
+        .api()?
+        .explain_job(ExplainJobRequest { name })
+        .await?;
     match context.output().format() {
         Format::Table => output::write(&text(&explanation))?,
         Format::Name => output::write(&format!("{}\n", explanation.job))?,
         Format::Json | Format::Yaml => {
-            context.output().value(&trainyard_shared::json::to_json(&explanation))?;
+            context
+                .output()
+                .value(&trainyard_shared::json::to_json(&explanation))?;
         }
     }
     Ok(0)
 }
 
 fn text(explanation: &JobExplanation) -> String {
-    let mut text = format!("{} is {}", explanation.job, state(explanation.execution_state()));
+    let mut text = format!(
+        "{} is {}",
+        explanation.job,
+        state(explanation.execution_state())
+    );
     if explanation.queue_position > 0 {
         text.push_str(&format!(
             ", place {} of {} in the queue of its cluster",
@@ -58,11 +67,19 @@ pub(super) fn waiting_text(explanation: &JobExplanation) -> Option<String> {
     if explanation.execution_state() != ExecutionState::Queued {
         return None;
     }
-    let Some(first) = explanation.blockers.first() else { return Some("queued: it starts at once".to_owned()) };
-    let summary =
-        if explanation.summary.is_empty() { blocker_text(first) } else { explanation.summary.clone() };
+    let Some(first) = explanation.blockers.first() else {
+        return Some("queued: it starts at once".to_owned());
+    };
+    let summary = if explanation.summary.is_empty() {
+        blocker_text(first)
+    } else {
+        explanation.summary.clone()
+    };
     let place = if explanation.queue_length > 1 {
-        format!(" (place {} of {})", explanation.queue_position, explanation.queue_length)
+        format!(
+            " (place {} of {})",
+            explanation.queue_position, explanation.queue_length
+        )
     } else {
         String::new()
     };
@@ -72,7 +89,11 @@ pub(super) fn waiting_text(explanation: &JobExplanation) -> Option<String> {
 fn blocker_text(blocker: &Blocker) -> String {
     match &blocker.reason {
         Some(Reason::LargerThanCluster(it)) => {
-            format!("it wants {}; the target of the cluster is {}", count(it.wanted.into(), "node"), it.target)
+            format!(
+                "it wants {}; the target of the cluster is {}",
+                count(it.wanted.into(), "node"),
+                it.target
+            )
         }
         Some(Reason::NotEnoughNodes(it)) => format!(
             "it wants {}: {} free, {} busy, {} not usable, {} missing from the pool",
@@ -83,15 +104,27 @@ fn blocker_text(blocker: &Blocker) -> String {
             it.missing
         ),
         Some(Reason::BehindOthers(it)) => {
-            let first = if it.first.is_empty() { String::new() } else { format!(", first {}", ids(&it.first)) };
+            let first = if it.first.is_empty() {
+                String::new()
+            } else {
+                format!(", first {}", ids(&it.first))
+            };
             format!("{} before it in the queue{first}", count(it.jobs, "job"))
         }
         Some(Reason::LargerThanNode(it)) => {
-            format!("it wants {} of each node; the largest node has {}", count(it.wanted.into(), "GPU"), it.largest)
+            format!(
+                "it wants {} of each node; the largest node has {}",
+                count(it.wanted.into(), "GPU"),
+                it.largest
+            )
         }
         Some(Reason::EndingPreviousAttempt(it)) => {
             let nodes: Vec<&str> = it.nodes.iter().map(|node| last_segment(node)).collect();
-            format!("attempt {} is still being ended on {}", it.attempt, nodes.join(", "))
+            format!(
+                "attempt {} is still being ended on {}",
+                it.attempt,
+                nodes.join(", ")
+            )
         }
         None => "a reason that this command does not know: upgrade it".to_owned(),
     }
@@ -111,7 +144,13 @@ mod tests {
             queue_length: 3,
             blockers: vec![Blocker {
                 remedy: "it starts when 1 more node is free".into(),
-                reason: Some(Reason::NotEnoughNodes(NotEnoughNodes { wanted: 2, free: 1, busy: 1, unusable: 0, missing: 0 })),
+                reason: Some(Reason::NotEnoughNodes(NotEnoughNodes {
+                    wanted: 2,
+                    free: 1,
+                    busy: 1,
+                    unusable: 0,
+                    missing: 0,
+                })),
             }],
             summary: "waits for 2 nodes; 1 is free".into(),
         }

@@ -56,13 +56,22 @@ impl Fake {
             .add_service(JobServiceServer::new(fake.clone()));
         tokio::spawn(router.serve_with_incoming(TcpListenerStream::new(listener)));
         let identity = authority.issue(&Role::Client("test".into())).unwrap();
-        let config = ClientConfig { servers: vec![address], identity, timeout: Duration::from_secs(5) };
+        let config = ClientConfig {
+            servers: vec![address],
+            identity,
+            timeout: Duration::from_secs(5),
+        };
         (fake, Api::new(Client::new(config).unwrap()))
     }
 
     /// The job is now so.
     pub(crate) fn set_job(&self, mut job: Job) {
-        let version: u64 = self.job.borrow().as_ref().and_then(|job| job.etag.parse().ok()).unwrap_or(0);
+        let version: u64 = self
+            .job
+            .borrow()
+            .as_ref()
+            .and_then(|job| job.etag.parse().ok())
+            .unwrap_or(0);
         job.etag = (version + 1).to_string();
         self.job.send_replace(Some(job));
     }
@@ -80,7 +89,11 @@ impl Fake {
     /// A task writes to a file.
     pub(crate) fn write(&self, attempt: u32, file: &str, data: &str) {
         self.files.send_modify(|files| {
-            files.entry((attempt, file.into())).or_default().data.extend_from_slice(data.as_bytes());
+            files
+                .entry((attempt, file.into()))
+                .or_default()
+                .data
+                .extend_from_slice(data.as_bytes());
         });
     }
 
@@ -99,13 +112,19 @@ impl Fake {
     }
 
     fn current(&self) -> Result<Job, Status> {
-        self.job.borrow().clone().ok_or_else(|| Status::not_found("there is no such job"))
+        self.job
+            .borrow()
+            .clone()
+            .ok_or_else(|| Status::not_found("there is no such job"))
     }
 }
 
 #[tonic::async_trait]
 impl JobService for Fake {
-    async fn create_job(&self, request: Request<CreateJobRequest>) -> Result<Response<Job>, Status> {
+    async fn create_job(
+        &self,
+        request: Request<CreateJobRequest>,
+    ) -> Result<Response<Job>, Status> {
         let request = request.into_inner();
         let mut job = request.job.unwrap();
         job.name = format!("{}/jobs/{}", request.parent, request.job_id);
@@ -117,7 +136,10 @@ impl JobService for Fake {
         self.current().map(Response::new)
     }
 
-    async fn list_jobs(&self, _: Request<ListJobsRequest>) -> Result<Response<ListJobsResponse>, Status> {
+    async fn list_jobs(
+        &self,
+        _: Request<ListJobsRequest>,
+    ) -> Result<Response<ListJobsResponse>, Status> {
         Err(Status::unimplemented("not in this fake"))
     }
 
@@ -125,24 +147,38 @@ impl JobService for Fake {
         Err(Status::unimplemented("not in this fake"))
     }
 
-    async fn terminate_job(&self, _: Request<TerminateJobRequest>) -> Result<Response<Job>, Status> {
+    async fn terminate_job(
+        &self,
+        _: Request<TerminateJobRequest>,
+    ) -> Result<Response<Job>, Status> {
         Err(Status::unimplemented("not in this fake"))
     }
 
-    async fn explain_job(&self, _: Request<ExplainJobRequest>) -> Result<Response<JobExplanation>, Status> {
+    async fn explain_job(
+        &self,
+        _: Request<ExplainJobRequest>,
+    ) -> Result<Response<JobExplanation>, Status> {
         Ok(Response::new(self.explanation.lock().unwrap().clone()))
     }
 
     type WatchJobStream = Messages<Job>;
 
-    async fn watch_job(&self, _: Request<WatchJobRequest>) -> Result<Response<Self::WatchJobStream>, Status> {
+    async fn watch_job(
+        &self,
+        _: Request<WatchJobRequest>,
+    ) -> Result<Response<Self::WatchJobStream>, Status> {
         self.current()?;
         let (sender, receiver) = tokio::sync::mpsc::channel(4);
         let mut jobs = WatchStream::new(self.job.subscribe());
         tokio::spawn(async move {
             while let Some(job) = jobs.next().await {
                 let last = job.as_ref().is_none_or(has_ended);
-                if sender.send(job.ok_or_else(|| Status::not_found("deleted"))).await.is_err() || last {
+                if sender
+                    .send(job.ok_or_else(|| Status::not_found("deleted")))
+                    .await
+                    .is_err()
+                    || last
+                {
                     return;
                 }
             }
@@ -150,17 +186,34 @@ impl JobService for Fake {
         Ok(Response::new(Box::pin(ReceiverStream::new(receiver))))
     }
 
-    async fn list_job_files(&self, request: Request<ListJobFilesRequest>) -> Result<Response<ListJobFilesResponse>, Status> {
+    async fn list_job_files(
+        &self,
+        request: Request<ListJobFilesRequest>,
+    ) -> Result<Response<ListJobFilesResponse>, Status> {
         let attempt = request.into_inner().attempt;
-        let names: Vec<String> =
-            self.files.borrow().keys().filter(|(number, _)| *number == attempt).map(|(_, name)| name.clone()).collect();
-        let files = names.into_iter().map(|name| FileInfo { name, ..FileInfo::default() }).collect();
+        let names: Vec<String> = self
+            .files
+            .borrow()
+            .keys()
+            .filter(|(number, _)| *number == attempt)
+            .map(|(_, name)| name.clone())
+            .collect();
+        let files = names
+            .into_iter()
+            .map(|name| FileInfo {
+                name,
+                ..FileInfo::default()
+            })
+            .collect();
         Ok(Response::new(ListJobFilesResponse { files }))
     }
 
     type StreamLogsStream = Messages<StreamLogsResponse>;
 
-    async fn stream_logs(&self, request: Request<StreamLogsRequest>) -> Result<Response<Self::StreamLogsStream>, Status> {
+    async fn stream_logs(
+        &self,
+        request: Request<StreamLogsRequest>,
+    ) -> Result<Response<Self::StreamLogsStream>, Status> {
         let request = request.into_inner();
         let key = (request.attempt, request.file.clone());
         let mut files = self.files.subscribe();
@@ -174,17 +227,26 @@ impl JobService for Fake {
             loop {
                 let file = files.borrow_and_update().get(&key).cloned().unwrap();
                 let start = usize::try_from(offset).unwrap();
-                let end = break_at.map_or(file.data.len(), |at| file.data.len().min(usize::try_from(at).unwrap()));
+                let end = break_at.map_or(file.data.len(), |at| {
+                    file.data.len().min(usize::try_from(at).unwrap())
+                });
                 if start < end {
                     let data = file.data[start..end].to_vec();
-                    let chunk = StreamLogsResponse { offset, data, attempt: key.0, file: key.1.clone() };
+                    let chunk = StreamLogsResponse {
+                        offset,
+                        data,
+                        attempt: key.0,
+                        file: key.1.clone(),
+                    };
                     offset = end as u64;
                     if sender.send(Ok(chunk)).await.is_err() {
                         return;
                     }
                 }
                 if break_at == Some(offset) {
-                    let _ = sender.send(Err(Status::unavailable("the leader has changed"))).await;
+                    let _ = sender
+                        .send(Err(Status::unavailable("the leader has changed")))
+                        .await;
                     return;
                 }
                 if file.complete || !request.follow || files.changed().await.is_err() {

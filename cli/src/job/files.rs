@@ -33,7 +33,12 @@ pub(crate) struct PlaceArgs {
     #[command(flatten)]
     name: NameArg,
     /// `stdouterr`, or the id of an output directory
-    #[arg(short = 'd', long = "output-directory-id", value_name = "ID", default_value = "stdouterr")]
+    #[arg(
+        short = 'd',
+        long = "output-directory-id",
+        value_name = "ID",
+        default_value = "stdouterr"
+    )]
     directory_id: String,
     /// Directory below it
     #[arg(short, long, value_name = "DIR", default_value = ".")]
@@ -82,7 +87,11 @@ pub(super) async fn run(context: &Context, command: Command) -> Result<u8, Error
 /// `.` is the directory itself.
 fn below(path: &str) -> String {
     let path = path.trim_matches('/');
-    if path == "." { String::new() } else { path.strip_prefix("./").unwrap_or(path).to_owned() }
+    if path == "." {
+        String::new()
+    } else {
+        path.strip_prefix("./").unwrap_or(path).to_owned()
+    }
 }
 
 async fn list(context: &Context, place: PlaceArgs) -> Result<(), Error> {
@@ -96,7 +105,12 @@ async fn list(context: &Context, place: PlaceArgs) -> Result<(), Error> {
     let format = context.output().format();
     match format {
         Format::Table => output::write(&table(&files)),
-        Format::Name => output::write(&files.iter().map(|file| format!("{}\n", file.name)).collect::<String>()),
+        Format::Name => output::write(
+            &files
+                .iter()
+                .map(|file| format!("{}\n", file.name))
+                .collect::<String>(),
+        ),
         Format::Json | Format::Yaml => {
             let files = files.iter().map(trainyard_shared::json::to_json).collect();
             context.output().value(&serde_json::Value::Array(files))
@@ -109,17 +123,32 @@ fn table(files: &[FileInfo]) -> String {
     for file in files {
         table.row([
             file.name.clone(),
-            if file.is_directory { "directory".to_owned() } else { "file".to_owned() },
-            if file.is_directory { String::new() } else { bytes(file.size_bytes) },
+            if file.is_directory {
+                "directory".to_owned()
+            } else {
+                "file".to_owned()
+            },
+            if file.is_directory {
+                String::new()
+            } else {
+                bytes(file.size_bytes)
+            },
             time_of_seconds(file.modified_seconds),
-            file.node.strip_prefix("nodes/").unwrap_or(&file.node).to_owned(),
+            file.node
+                .strip_prefix("nodes/")
+                .unwrap_or(&file.node)
+                .to_owned(),
         ]);
     }
     table.render()
 }
 
 /// Copies one file to stdout; with `follow` also waits for it to appear while the job has not ended.
-pub(super) async fn stream(api: &Api, request: StreamLogsRequest, console: &mut Console) -> Result<(), Error> {
+pub(super) async fn stream(
+    api: &Api,
+    request: StreamLogsRequest,
+    console: &mut Console,
+) -> Result<(), Error> {
     // Whether the job had ended before the last try: then what it wrote was all there.
     let mut ended = false;
     loop {
@@ -137,10 +166,18 @@ pub(super) async fn stream(api: &Api, request: StreamLogsRequest, console: &mut 
                 Err(status) => return Err(status.into()),
             }
         }
-        let job = api.get_job(GetJobRequest { name: request.name.clone() }).await?;
+        let job = api
+            .get_job(GetJobRequest {
+                name: request.name.clone(),
+            })
+            .await?;
         ended = has_ended(&job);
         if !ended {
-            console.waiting(&format!("{} is not there yet; the job is {}", file_text(&request), state_of(&job)));
+            console.waiting(&format!(
+                "{} is not there yet; the job is {}",
+                file_text(&request),
+                state_of(&job)
+            ));
             tokio::time::sleep(LOOK_EVERY).await;
         }
     }
@@ -151,7 +188,11 @@ fn state_of(job: &trainyard_proto::v1::Job) -> String {
 }
 
 fn file_text(request: &StreamLogsRequest) -> &str {
-    if request.file.is_empty() { "the file" } else { &request.file }
+    if request.file.is_empty() {
+        "the file"
+    } else {
+        &request.file
+    }
 }
 
 #[cfg(test)]
@@ -168,8 +209,18 @@ mod tests {
     #[test]
     fn files_and_directories() {
         let files = [
-            FileInfo { name: "models".into(), is_directory: true, node: "nodes/n1".into(), ..FileInfo::default() },
-            FileInfo { name: "stdout.txt".into(), size_bytes: 2048, modified_seconds: 60, ..FileInfo::default() },
+            FileInfo {
+                name: "models".into(),
+                is_directory: true,
+                node: "nodes/n1".into(),
+                ..FileInfo::default()
+            },
+            FileInfo {
+                name: "stdout.txt".into(),
+                size_bytes: 2048,
+                modified_seconds: 60,
+                ..FileInfo::default()
+            },
         ];
         assert_eq!(
             table(&files),

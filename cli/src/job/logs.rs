@@ -46,20 +46,33 @@ pub(super) async fn run(context: &Context, args: &LogsArgs) -> Result<u8, Error>
     }
     if args.follow {
         let attempts = args.attempt.map_or(Attempts::Latest, Attempts::Only);
-        return Follow::new(api, name, console, Options::of_logs(attempts)).run().await;
+        return Follow::new(api, name, console, Options::of_logs(attempts))
+            .run()
+            .await;
     }
     print_present(&api, &name, args.attempt, &mut console).await?;
     Ok(0)
 }
 
 /// Prints what is there now, file after file.
-async fn print_present(api: &Api, name: &JobName, attempt: Option<u32>, console: &mut Console) -> Result<(), Error> {
-    let job = api.get_job(GetJobRequest { name: name.to_string() }).await?;
+async fn print_present(
+    api: &Api,
+    name: &JobName,
+    attempt: Option<u32>,
+    console: &mut Console,
+) -> Result<(), Error> {
+    let job = api
+        .get_job(GetJobRequest {
+            name: name.to_string(),
+        })
+        .await?;
     let attempt = pick(&job, attempt, name)?;
     let files = known_files(api, &job, attempt).await?;
     let prefixed = prefixes(&job, files.iter().map(String::as_str));
-    let mut labels: Vec<(Label, String)> =
-        files.into_iter().filter_map(|file| Label::of(&file).map(|label| (label, file))).collect();
+    let mut labels: Vec<(Label, String)> = files
+        .into_iter()
+        .filter_map(|file| Label::of(&file).map(|label| (label, file)))
+        .collect();
     labels.sort();
     for (label, file) in labels {
         let mut lines = Lines::new(label.prefix(prefixed));
@@ -103,10 +116,19 @@ fn pick<'a>(job: &'a Job, number: Option<u32>, name: &JobName) -> Result<&'a Att
 async fn known_files(api: &Api, job: &Job, attempt: &Attempt) -> Result<BTreeSet<String>, Error> {
     let mut files = reported_files(attempt);
     if files.is_empty() {
-        let request =
-            ListJobFilesRequest { name: job.name.clone(), attempt: attempt.number, ..ListJobFilesRequest::default() };
+        let request = ListJobFilesRequest {
+            name: job.name.clone(),
+            attempt: attempt.number,
+            ..ListJobFilesRequest::default()
+        };
         let listed = api.list_job_files(request).await?;
-        files.extend(listed.files.into_iter().filter(|file| !file.is_directory).map(|file| file.name));
+        files.extend(
+            listed
+                .files
+                .into_iter()
+                .filter(|file| !file.is_directory)
+                .map(|file| file.name),
+        );
     }
     Ok(files)
 }
@@ -114,7 +136,9 @@ async fn known_files(api: &Api, job: &Job, attempt: &Attempt) -> Result<BTreeSet
 /// Files that the nodes of an attempt reported.
 pub(super) fn reported_files(attempt: &Attempt) -> BTreeSet<String> {
     let statuses = attempt.nodes.iter().filter_map(|node| node.status.as_ref());
-    statuses.flat_map(|status| status.files.iter().cloned()).collect()
+    statuses
+        .flat_map(|status| status.files.iter().cloned())
+        .collect()
 }
 
 #[cfg(test)]
@@ -127,16 +151,29 @@ mod tests {
 
     #[test]
     fn a_job_that_has_not_started_says_what_to_do() {
-        let text = pick(&Job::default(), None, &name()).unwrap_err().to_string();
+        let text = pick(&Job::default(), None, &name())
+            .unwrap_err()
+            .to_string();
         assert!(text.contains("job explain -w w -e e -n j"), "{text}");
     }
 
     #[test]
     fn the_latest_attempt_is_the_default() {
-        let attempt = |number| Attempt { number, ..Attempt::default() };
-        let job = Job { attempts: vec![attempt(1), attempt(2)], ..Job::default() };
+        let attempt = |number| Attempt {
+            number,
+            ..Attempt::default()
+        };
+        let job = Job {
+            attempts: vec![attempt(1), attempt(2)],
+            ..Job::default()
+        };
         assert_eq!(pick(&job, None, &name()).unwrap().number, 2);
         assert_eq!(pick(&job, Some(1), &name()).unwrap().number, 1);
-        assert!(pick(&job, Some(3), &name()).unwrap_err().to_string().ends_with("it has 2"));
+        assert!(
+            pick(&job, Some(3), &name())
+                .unwrap_err()
+                .to_string()
+                .ends_with("it has 2")
+        );
     }
 }

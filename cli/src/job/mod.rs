@@ -6,12 +6,12 @@
 mod create;
 mod end;
 mod explain;
+#[cfg(test)]
+mod fake;
 mod files;
 mod follow;
 mod logs;
 mod show;
-#[cfg(test)]
-mod fake;
 mod wait;
 
 use clap::{Args, Subcommand};
@@ -73,7 +73,9 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
         Command::List(args) => {
             let parent = any_experiment(&args)?;
             let jobs = context.api()?.all_jobs(&parent).await?;
-            context.output().list(&jobs, |items| show::table(items, &parent, &now()))?;
+            context
+                .output()
+                .list(&jobs, |items| show::table(items, &parent, &now()))?;
             Ok(0)
         }
         Command::Delete(args) => end::delete(context, &args).await,
@@ -111,13 +113,20 @@ pub(crate) fn exit_status(job: &Job) -> u8 {
     }
     let code = job.execution_info.as_ref().and_then(|info| info.exit_code);
     // A process returns the low eight bits; a failure must not become a success by that.
-    code.and_then(|code| u8::try_from(code & 0xff).ok()).filter(|code| *code != 0).unwrap_or(crate::error::FAILURE)
+    code.and_then(|code| u8::try_from(code & 0xff).ok())
+        .filter(|code| *code != 0)
+        .unwrap_or(crate::error::FAILURE)
 }
 
 /// What the command line has to name this job again.
 pub(crate) fn flags(name: &JobName) -> String {
     let experiment = name.experiment();
-    format!("-w {} -e {} -n {}", name.workspace().id(), experiment.id(), name.id())
+    format!(
+        "-w {} -e {} -n {}",
+        name.workspace().id(),
+        experiment.id(),
+        name.id()
+    )
 }
 
 #[cfg(test)]
@@ -129,7 +138,10 @@ mod tests {
     fn ended(state: ExecutionState, exit_code: Option<i32>) -> Job {
         Job {
             execution_state: state.into(),
-            execution_info: Some(ExecutionInfo { exit_code, ..ExecutionInfo::default() }),
+            execution_info: Some(ExecutionInfo {
+                exit_code,
+                ..ExecutionInfo::default()
+            }),
             ..Job::default()
         }
     }
@@ -146,7 +158,11 @@ mod tests {
             (ExecutionState::Failed, None, 1),
         ];
         for (state, code, status) in cases {
-            assert_eq!(exit_status(&ended(state, code)), status, "{state:?} {code:?}");
+            assert_eq!(
+                exit_status(&ended(state, code)),
+                status,
+                "{state:?} {code:?}"
+            );
         }
     }
 

@@ -2,8 +2,8 @@
 
 use prost_types::Timestamp;
 use trainyard_proto::v1::{
-    Attempt, AttemptNode, AttemptNodePhase, AttemptOutcome, AttemptPhase, BatchAiError, ExecutionState,
-    ExplainJobRequest, GetJobRequest, Job,
+    Attempt, AttemptNode, AttemptNodePhase, AttemptOutcome, AttemptPhase, BatchAiError,
+    ExecutionState, ExplainJobRequest, GetJobRequest, Job,
 };
 
 use super::{NameArg, state};
@@ -19,22 +19,37 @@ pub(super) async fn run(context: &Context, args: &NameArg) -> Result<u8, Error> 
     let name = args.resolve()?.to_string();
     let api = context.api()?;
     let job = api.get_job(GetJobRequest { name: name.clone() }).await?;
-    let waits = if context.output().format() == Format::Table && job.execution_state() == ExecutionState::Queued {
+    let waits = if context.output().format() == Format::Table
+        && job.execution_state() == ExecutionState::Queued
+    {
         // The job is what was asked for; a reason that cannot be had now is no failure.
-        api.explain_job(ExplainJobRequest { name }).await.map(|explanation| explanation.summary).unwrap_or_default()
+        api.explain_job(ExplainJobRequest { name })
+            .await
+            .map(|explanation| explanation.summary)
+            .unwrap_or_default()
     } else {
         String::new()
     };
-    context.output().one(&job, |job| details(job, &waits, &now()))?;
+    context
+        .output()
+        .one(&job, |job| details(job, &waits, &now()))?;
     Ok(0)
 }
 
 /// Name of the job's cluster as people write it.
 fn cluster(job: &Job) -> String {
-    let id = job.spec.as_ref().and_then(|spec| spec.cluster.as_ref()).map_or("", |cluster| cluster.id.as_str());
+    let id = job
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.cluster.as_ref())
+        .map_or("", |cluster| cluster.id.as_str());
     let workspace = job.name.split('/').nth(1);
     // A cluster of another workspace keeps its workspace.
-    if id.split('/').nth(1) == workspace { last_segment(id).to_owned() } else { ids(id) }
+    if id.split('/').nth(1) == workspace {
+        last_segment(id).to_owned()
+    } else {
+        ids(id)
+    }
 }
 
 fn nodes(job: &Job) -> u32 {
@@ -51,7 +66,11 @@ pub(super) fn table(jobs: &[Job], parent: &str, now: &Timestamp) -> String {
     let mut table = Table::new(&["NAME", "CLUSTER", "TOOL", ">NODES", "STATE", ">EXIT", "AGE"]);
     for job in jobs {
         table.row([
-            if is_any(parent) { ids(&job.name) } else { last_segment(&job.name).to_owned() },
+            if is_any(parent) {
+                ids(&job.name)
+            } else {
+                last_segment(&job.name).to_owned()
+            },
             cluster(job),
             job.tool_type.clone(),
             nodes(job).to_string(),
@@ -65,8 +84,16 @@ pub(super) fn table(jobs: &[Job], parent: &str, now: &Timestamp) -> String {
 
 /// An error as a sentence: code, message and details.
 pub(super) fn error_text(error: &BatchAiError) -> String {
-    let details: Vec<String> = error.details.iter().map(|pair| format!("{}={}", pair.name, pair.value)).collect();
-    let details = if details.is_empty() { String::new() } else { format!(" ({})", details.join(", ")) };
+    let details: Vec<String> = error
+        .details
+        .iter()
+        .map(|pair| format!("{}={}", pair.name, pair.value))
+        .collect();
+    let details = if details.is_empty() {
+        String::new()
+    } else {
+        format!(" ({})", details.join(", "))
+    };
     format!("{}: {}{details}", error.code, error.message)
 }
 
@@ -91,15 +118,24 @@ fn details(job: &Job, waits: &str, now: &Timestamp) -> String {
         .add("Exit code", exit_code(job))
         .add_all("Error", info.errors.iter().map(error_text));
     for attempt in &job.attempts {
-        details.add_all(&format!("Attempt {}", attempt.number), attempt_lines(attempt, now));
+        details.add_all(
+            &format!("Attempt {}", attempt.number),
+            attempt_lines(attempt, now),
+        );
     }
-    details.add("Output", format!("PREFIX/{}", job.job_output_directory_path_segment));
+    details.add(
+        "Output",
+        format!("PREFIX/{}", job.job_output_directory_path_segment),
+    );
     details.render()
 }
 
 fn attempt_lines(attempt: &Attempt, now: &Timestamp) -> Vec<String> {
     let end = attempt.end_time.as_ref().unwrap_or(now);
-    let took = attempt.start_time.as_ref().map_or_else(String::new, |start| length(seconds_between(start, end)));
+    let took = attempt
+        .start_time
+        .as_ref()
+        .map_or_else(String::new, |start| length(seconds_between(start, end)));
     let how = match attempt.outcome() {
         AttemptOutcome::Unspecified => match attempt.phase() {
             AttemptPhase::Unspecified => "starting".to_owned(),
@@ -122,9 +158,19 @@ fn node_line(node: &AttemptNode) -> String {
         phase => short(phase.as_str_name(), "ATTEMPT_NODE_PHASE_"),
     };
     let gpus: Vec<String> = node.gpus.iter().map(ToString::to_string).collect();
-    let gpus = if gpus.is_empty() { String::new() } else { format!(", GPUs {}", gpus.join(",")) };
-    let code = status.exit_code.map_or_else(String::new, |code| format!(", exit code {code}"));
-    let errors: String = status.errors.iter().map(|error| format!(", {}", error_text(error))).collect();
+    let gpus = if gpus.is_empty() {
+        String::new()
+    } else {
+        format!(", GPUs {}", gpus.join(","))
+    };
+    let code = status
+        .exit_code
+        .map_or_else(String::new, |code| format!(", exit code {code}"));
+    let errors: String = status
+        .errors
+        .iter()
+        .map(|error| format!(", {}", error_text(error)))
+        .collect();
     format!("{}: {phase}{gpus}{code}{errors}", last_segment(&node.node))
 }
 
@@ -140,10 +186,15 @@ pub(super) mod tests {
             name: "workspaces/w/experiments/e/jobs/train".into(),
             tool_type: "pytorch".into(),
             execution_state: ExecutionState::Failed.into(),
-            creation_time: Some(Timestamp { seconds: 1000, nanos: 0 }),
+            creation_time: Some(Timestamp {
+                seconds: 1000,
+                nanos: 0,
+            }),
             spec: Some(JobSpec {
                 node_count: 2,
-                cluster: Some(ResourceId { id: "workspaces/w/clusters/c".into() }),
+                cluster: Some(ResourceId {
+                    id: "workspaces/w/clusters/c".into(),
+                }),
                 ..JobSpec::default()
             }),
             execution_info: Some(ExecutionInfo {
@@ -158,9 +209,19 @@ pub(super) mod tests {
             attempts: vec![Attempt {
                 number: 1,
                 outcome: AttemptOutcome::Failed.into(),
-                start_time: Some(Timestamp { seconds: 1000, nanos: 0 }),
-                end_time: Some(Timestamp { seconds: 1010, nanos: 0 }),
-                nodes: vec![AttemptNode { node: "nodes/node-2".into(), gpus: vec![0, 1], ..AttemptNode::default() }],
+                start_time: Some(Timestamp {
+                    seconds: 1000,
+                    nanos: 0,
+                }),
+                end_time: Some(Timestamp {
+                    seconds: 1010,
+                    nanos: 0,
+                }),
+                nodes: vec![AttemptNode {
+                    node: "nodes/node-2".into(),
+                    gpus: vec![0, 1],
+                    ..AttemptNode::default()
+                }],
                 ..Attempt::default()
             }],
             ..Job::default()
@@ -169,21 +230,39 @@ pub(super) mod tests {
 
     #[test]
     fn a_list_is_compact() {
-        let now = Timestamp { seconds: 1192, nanos: 0 };
+        let now = Timestamp {
+            seconds: 1192,
+            nanos: 0,
+        };
         assert_eq!(
             table(&[failed_job()], "workspaces/w/experiments/e", &now),
             "NAME   CLUSTER  TOOL     NODES  STATE   EXIT  AGE\n\
              train  c        pytorch      2  failed     3  3m12s\n"
         );
-        assert!(table(&[failed_job()], "workspaces/w/experiments/-", &now).contains("\nw/e/train "));
+        assert!(
+            table(&[failed_job()], "workspaces/w/experiments/-", &now).contains("\nw/e/train ")
+        );
     }
 
     #[test]
     fn a_failed_job_says_why_and_where() {
-        let text = details(&failed_job(), "", &Timestamp { seconds: 1192, nanos: 0 });
-        assert!(text.contains("JobFailed: rank 1 on node-2 ended with exit code 3"), "{text}");
+        let text = details(
+            &failed_job(),
+            "",
+            &Timestamp {
+                seconds: 1192,
+                nanos: 0,
+            },
+        );
+        assert!(
+            text.contains("JobFailed: rank 1 on node-2 ended with exit code 3"),
+            "{text}"
+        );
         assert!(text.contains("failed after 10s"), "{text}");
-        assert!(text.contains("node-2: not reported yet, GPUs 0,1"), "{text}");
+        assert!(
+            text.contains("node-2: not reported yet, GPUs 0,1"),
+            "{text}"
+        );
     }
 
     #[test]

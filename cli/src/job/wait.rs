@@ -9,8 +9,10 @@ use crate::context::Context;
 use crate::error::Error;
 
 #[derive(Debug, Args)]
-#[command(after_help = "The exit status is the job's own: 0 when it succeeded, else its exit code, or 1 when it has none (as \
-                        when it was terminated). Ctrl-C leaves the job running and returns 130.")]
+#[command(
+    after_help = "The exit status is the job's own: 0 when it succeeded, else its exit code, or 1 when it has none (as \
+                        when it was terminated). Ctrl-C leaves the job running and returns 130."
+)]
 pub(crate) struct WaitArgs {
     #[command(flatten)]
     name: NameArg,
@@ -22,5 +24,12 @@ pub(crate) struct WaitArgs {
 /// Does what the command says.
 pub(super) async fn run(context: &Context, args: &WaitArgs) -> Result<u8, Error> {
     let name = args.name.resolve()?;
-    Follow::new(context.api()?, name, Console::standard(), Options::of_states_alone()).run().await
+    Follow::new(
+        context.api()?,
+        name,
+        Console::standard(),
+        Options::of_states_alone(),
+    )
+    .run()
+    .await
 }

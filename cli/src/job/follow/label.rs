@@ -28,21 +28,41 @@ impl Label {
             None => (true, name.strip_prefix("stderr")?),
         };
         if let Some(node) = rest.strip_prefix(PREPARATION) {
-            let text = format!("prep {}", node.trim_start_matches('-')).trim_end().to_owned();
-            return Some(Self { of_task: false, number: 0, text, is_stderr });
+            let text = format!("prep {}", node.trim_start_matches('-'))
+                .trim_end()
+                .to_owned();
+            return Some(Self {
+                of_task: false,
+                number: 0,
+                text,
+                is_stderr,
+            });
         }
         let text = match rest.strip_prefix('-') {
             Some(text) => text.to_owned(),
             None if rest.is_empty() => String::new(),
             None => return None,
         };
-        let number = if text.is_empty() { 0 } else { text.parse().unwrap_or(u64::MAX) };
-        Some(Self { of_task: true, number, text, is_stderr })
+        let number = if text.is_empty() {
+            0
+        } else {
+            text.parse().unwrap_or(u64::MAX)
+        };
+        Some(Self {
+            of_task: true,
+            number,
+            text,
+            is_stderr,
+        })
     }
 
     /// What to print before each line; empty: nothing. `several` says whether several tasks write.
     pub(crate) fn prefix(&self, several: bool) -> String {
-        if !self.text.is_empty() && (several || !self.of_task) { format!("[{}] ", self.text) } else { String::new() }
+        if !self.text.is_empty() && (several || !self.of_task) {
+            format!("[{}] ", self.text)
+        } else {
+            String::new()
+        }
     }
 
     /// Writes bytes of the file to the stream they belong to. The preparation's go to stderr, so that stdout carries the
@@ -60,15 +80,24 @@ impl Label {
 
 /// Whether lines need a prefix: several tasks write, or may.
 pub(crate) fn prefixes<'a>(job: &Job, files: impl Iterator<Item = &'a str>) -> bool {
-    let stdouts = files.filter_map(Label::of).filter(|label| label.of_task && !label.is_stderr).count();
-    stdouts > 1 || job.spec.as_ref().is_some_and(|spec| spec.node_count > 1 || processes(spec) > 1)
+    let stdouts = files
+        .filter_map(Label::of)
+        .filter(|label| label.of_task && !label.is_stderr)
+        .count();
+    stdouts > 1
+        || job
+            .spec
+            .as_ref()
+            .is_some_and(|spec| spec.node_count > 1 || processes(spec) > 1)
 }
 
 /// Processes that a job file asks for, as far as it says so.
 fn processes(spec: &JobSpec) -> u32 {
     let counts = [
         spec.py_torch_settings.as_ref().map(|it| it.process_count),
-        spec.tensor_flow_settings.as_ref().map(|it| it.worker_count.saturating_add(it.parameter_server_count)),
+        spec.tensor_flow_settings
+            .as_ref()
+            .map(|it| it.worker_count.saturating_add(it.parameter_server_count)),
         spec.torchrun_settings.as_ref().map(|it| it.nproc_per_node),
     ];
     counts.into_iter().flatten().max().unwrap_or(0)
@@ -94,30 +123,65 @@ mod tests {
             ("../stdout.txt", None),
         ];
         for (file, prefix) in cases {
-            assert_eq!(Label::of(file).map(|label| label.prefix(true)).as_deref(), prefix, "{file}");
+            assert_eq!(
+                Label::of(file).map(|label| label.prefix(true)).as_deref(),
+                prefix,
+                "{file}"
+            );
         }
     }
 
     #[test]
     fn a_single_rank_needs_no_prefix_but_the_preparation_does() {
         assert_eq!(Label::of("stdout-0.txt").unwrap().prefix(false), "");
-        assert_eq!(Label::of("stdout-job_prep.txt").unwrap().prefix(false), "[prep] ");
+        assert_eq!(
+            Label::of("stdout-job_prep.txt").unwrap().prefix(false),
+            "[prep] "
+        );
     }
 
     #[test]
     fn files_are_printed_in_order_of_rank() {
-        let mut files = ["stdout-10.txt", "stderr-2.txt", "stdout-2.txt", "stdout-job_prep.txt"];
+        let mut files = [
+            "stdout-10.txt",
+            "stderr-2.txt",
+            "stdout-2.txt",
+            "stdout-job_prep.txt",
+        ];
         files.sort_by_key(|file| Label::of(file));
-        assert_eq!(files, ["stdout-job_prep.txt", "stdout-2.txt", "stderr-2.txt", "stdout-10.txt"]);
+        assert_eq!(
+            files,
+            [
+                "stdout-job_prep.txt",
+                "stdout-2.txt",
+                "stderr-2.txt",
+                "stdout-10.txt"
+            ]
+        );
     }
 
     #[test]
     fn several_ranks_are_seen_before_their_files() {
-        let mut spec = JobSpec { node_count: 1, ..JobSpec::default() };
-        spec.py_torch_settings = Some(PyTorchSettings { process_count: 2, ..PyTorchSettings::default() });
-        let job = Job { spec: Some(spec), ..Job::default() };
+        let mut spec = JobSpec {
+            node_count: 1,
+            ..JobSpec::default()
+        };
+        spec.py_torch_settings = Some(PyTorchSettings {
+            process_count: 2,
+            ..PyTorchSettings::default()
+        });
+        let job = Job {
+            spec: Some(spec),
+            ..Job::default()
+        };
         assert!(prefixes(&job, std::iter::empty()));
-        assert!(prefixes(&Job::default(), ["stdout-0.txt", "stdout-1.txt"].into_iter()));
-        assert!(!prefixes(&Job::default(), ["stdout-0.txt", "stderr-0.txt"].into_iter()));
+        assert!(prefixes(
+            &Job::default(),
+            ["stdout-0.txt", "stdout-1.txt"].into_iter()
+        ));
+        assert!(!prefixes(
+            &Job::default(),
+            ["stdout-0.txt", "stderr-0.txt"].into_iter()
+        ));
     }
 }

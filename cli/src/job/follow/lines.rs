@@ -13,7 +13,10 @@ pub(crate) struct Lines {
 impl Lines {
     /// With this text before each line.
     pub(crate) fn new(prefix: String) -> Self {
-        Self { prefix, pending: Vec::new() }
+        Self {
+            prefix,
+            pending: Vec::new(),
+        }
     }
 
     /// Lines that begin from now on have this prefix.
@@ -66,7 +69,10 @@ mod tests {
     fn pieces_become_lines() {
         let mut lines = Lines::new("[0] ".into());
         assert_eq!(text(lines.push(b"epoch 1")), "");
-        assert_eq!(text(lines.push(b" done\nepoch 2\nep")), "[0] epoch 1 done\n[0] epoch 2\n");
+        assert_eq!(
+            text(lines.push(b" done\nepoch 2\nep")),
+            "[0] epoch 1 done\n[0] epoch 2\n"
+        );
         assert_eq!(text(lines.finish()), "[0] ep\n");
         assert_eq!(text(lines.finish()), "");
     }

@@ -66,17 +66,26 @@ pub(crate) struct Options {
 impl Options {
     /// Everything, from the first attempt on; the job's own exit status.
     pub(crate) fn of_a_whole_job() -> Self {
-        Self { logs: Some(Attempts::All), own_exit_status: true }
+        Self {
+            logs: Some(Attempts::All),
+            own_exit_status: true,
+        }
     }
 
     /// What happens, without files; the job's own exit status.
     pub(crate) fn of_states_alone() -> Self {
-        Self { logs: None, own_exit_status: true }
+        Self {
+            logs: None,
+            own_exit_status: true,
+        }
     }
 
     /// Everything, of those attempts; exit status 0.
     pub(crate) fn of_logs(attempts: Attempts) -> Self {
-        Self { logs: Some(attempts), own_exit_status: false }
+        Self {
+            logs: Some(attempts),
+            own_exit_status: false,
+        }
     }
 }
 
@@ -175,12 +184,18 @@ impl Follow {
 
     /// Starts a pump for each file that the nodes have reported.
     fn open_files(&mut self, job: &Job) {
-        let Some(attempts) = &mut self.options.logs else { return };
+        let Some(attempts) = &mut self.options.logs else {
+            return;
+        };
         if *attempts == Attempts::Latest
             && let Some(latest) = job.attempts.last()
         {
             // From now on everything: the earlier ones are known as printed.
-            for attempt in job.attempts.iter().filter(|attempt| attempt.number < latest.number) {
+            for attempt in job
+                .attempts
+                .iter()
+                .filter(|attempt| attempt.number < latest.number)
+            {
                 for file in reported_files(attempt) {
                     self.files.insert((attempt.number, file), None);
                 }
@@ -202,12 +217,21 @@ impl Follow {
         if self.files.contains_key(&key) {
             return;
         }
-        let Some(label) = Label::of(&key.1) else { return };
-        let of_attempt = self.files.keys().filter(|(attempt, _)| *attempt == key.0).map(|(_, file)| file.as_str());
+        let Some(label) = Label::of(&key.1) else {
+            return;
+        };
+        let of_attempt = self
+            .files
+            .keys()
+            .filter(|(attempt, _)| *attempt == key.0)
+            .map(|(_, file)| file.as_str());
         let several = prefixes(job, of_attempt.chain([key.1.as_str()]));
         if several {
             // A task that seemed to be the only one is not.
-            let others = self.files.iter_mut().filter(|((attempt, _), _)| *attempt == key.0);
+            let others = self
+                .files
+                .iter_mut()
+                .filter(|((attempt, _), _)| *attempt == key.0);
             for (label, lines) in others.filter_map(|(_, slot)| slot.as_mut()) {
                 lines.set_prefix(label.prefix(true));
             }
@@ -229,13 +253,23 @@ impl Follow {
         if let (Some(job), Some(attempts)) = (self.job.clone(), self.options.logs) {
             let attempt = match attempts {
                 Attempts::Only(number) => number,
-                Attempts::All | Attempts::Latest => job.attempts.last().map_or(0, |attempt| attempt.number),
+                Attempts::All | Attempts::Latest => {
+                    job.attempts.last().map_or(0, |attempt| attempt.number)
+                }
             };
             if attempt != 0 && !self.files.keys().any(|(number, _)| *number == attempt) {
-                let request =
-                    ListJobFilesRequest { name: self.name.to_string(), attempt, ..ListJobFilesRequest::default() };
+                let request = ListJobFilesRequest {
+                    name: self.name.to_string(),
+                    attempt,
+                    ..ListJobFilesRequest::default()
+                };
                 // The result of the job is what counts; files that cannot be listed are no failure of following.
-                let files = self.api.list_job_files(request).await.map(|answer| answer.files).unwrap_or_default();
+                let files = self
+                    .api
+                    .list_job_files(request)
+                    .await
+                    .map(|answer| answer.files)
+                    .unwrap_or_default();
                 for file in files.into_iter().filter(|file| !file.is_directory) {
                     self.open(&job, (attempt, file.name));
                 }
@@ -260,7 +294,11 @@ impl Follow {
             Event::End(key) => self.close(&key)?,
             Event::Broken(key, status) => {
                 self.close(&key)?;
-                self.say(&format!("the rest of {} cannot be had: {}", key.1, describe(&status)));
+                self.say(&format!(
+                    "the rest of {} cannot be had: {}",
+                    key.1,
+                    describe(&status)
+                ));
             }
         }
         Ok(())
@@ -277,17 +315,29 @@ impl Follow {
 
     /// Says which files are not complete.
     fn give_up_files(&mut self) {
-        let open: Vec<String> =
-            self.files.iter().filter(|(_, slot)| slot.is_some()).map(|((_, file), _)| file.clone()).collect();
-        self.say(&format!("the end of {} did not come; look again: trainyard job logs {}", open.join(", "), flags(&self.name)));
+        let open: Vec<String> = self
+            .files
+            .iter()
+            .filter(|(_, slot)| slot.is_some())
+            .map(|((_, file), _)| file.clone())
+            .collect();
+        self.say(&format!(
+            "the end of {} did not come; look again: trainyard job logs {}",
+            open.join(", "),
+            flags(&self.name)
+        ));
     }
 
     fn is_queued(&self) -> bool {
-        self.job.as_ref().is_some_and(|job| job.execution_state() == ExecutionState::Queued)
+        self.job
+            .as_ref()
+            .is_some_and(|job| job.execution_state() == ExecutionState::Queued)
     }
 
     async fn explain(&mut self) {
-        let request = ExplainJobRequest { name: self.name.to_string() };
+        let request = ExplainJobRequest {
+            name: self.name.to_string(),
+        };
         if let Ok(Ok(explanation)) = timeout(EXPLAIN_TIMEOUT, self.api.explain_job(request)).await
             && let Some(text) = waiting_text(&explanation)
         {
@@ -313,12 +363,19 @@ impl Follow {
     fn conclude(mut self) -> Result<u8, Error> {
         self.console.done_waiting();
         let Some(job) = self.job.take() else {
-            return Err(Error::failure(format!("{}: the scheduler ended the stream without a word; try again", self.name)));
+            return Err(Error::failure(format!(
+                "{}: the scheduler ended the stream without a word; try again",
+                self.name
+            )));
         };
         for line in result(&job) {
             self.say(&line);
         }
-        Ok(if self.options.own_exit_status { exit_status(&job) } else { 0 })
+        Ok(if self.options.own_exit_status {
+            exit_status(&job)
+        } else {
+            0
+        })
     }
 }
 

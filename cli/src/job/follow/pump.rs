@@ -35,8 +35,13 @@ pub(super) async fn pump(
     events: mpsc::Sender<Event>,
     mut ended: watch::Receiver<bool>,
 ) {
-    let request =
-        StreamLogsRequest { name: job, file: key.1.clone(), attempt: key.0, follow: true, ..StreamLogsRequest::default() };
+    let request = StreamLogsRequest {
+        name: job,
+        file: key.1.clone(),
+        attempt: key.0,
+        follow: true,
+        ..StreamLogsRequest::default()
+    };
     loop {
         let was_ended = *ended.borrow();
         let mut chunks = api.client().stream_logs(request.clone());
@@ -45,7 +50,11 @@ pub(super) async fn pump(
             match chunks.message().await {
                 Ok(Some(chunk)) => {
                     any = true;
-                    if events.send(Event::Data(key.clone(), chunk.data)).await.is_err() {
+                    if events
+                        .send(Event::Data(key.clone(), chunk.data))
+                        .await
+                        .is_err()
+                    {
                         return;
                     }
                 }

@@ -37,7 +37,9 @@ impl Story {
         if state != self.state {
             match state {
                 ExecutionState::Queued => lines.push(Line::Lasts("queued".to_owned())),
-                ExecutionState::Terminating => lines.push(Line::Lasts("being ended on request".to_owned())),
+                ExecutionState::Terminating => {
+                    lines.push(Line::Lasts("being ended on request".to_owned()))
+                }
                 // Attempts say more than `running`; the result stands at the end.
                 ExecutionState::Unspecified
                 | ExecutionState::Running
@@ -53,8 +55,16 @@ impl Story {
         let now = (attempt.phase(), attempt.outcome());
         let before = self.attempts.insert(attempt.number, now);
         if before.is_none() {
-            let nodes: Vec<&str> = attempt.nodes.iter().map(|node| last_segment(&node.node)).collect();
-            lines.push(Line::Happened(format!("attempt {} on {}", attempt.number, nodes.join(", "))));
+            let nodes: Vec<&str> = attempt
+                .nodes
+                .iter()
+                .map(|node| last_segment(&node.node))
+                .collect();
+            lines.push(Line::Happened(format!(
+                "attempt {} on {}",
+                attempt.number,
+                nodes.join(", ")
+            )));
         }
         if before.is_none_or(|(phase, _)| phase != now.0) {
             match now.0 {
@@ -65,8 +75,15 @@ impl Story {
             }
         }
         if now.1 == AttemptOutcome::NodeLost && before.is_none_or(|(_, outcome)| outcome != now.1) {
-            let why = attempt.errors.first().map(|error| format!(": {}", error_text(error))).unwrap_or_default();
-            lines.push(Line::Happened(format!("attempt {} lost a node{why}; the job is queued again", attempt.number)));
+            let why = attempt
+                .errors
+                .first()
+                .map(|error| format!(": {}", error_text(error)))
+                .unwrap_or_default();
+            lines.push(Line::Happened(format!(
+                "attempt {} lost a node{why}; the job is queued again",
+                attempt.number
+            )));
         }
     }
 }
@@ -81,10 +98,16 @@ pub(super) fn result(job: &Job) -> Vec<String> {
     }
     let how = match info.exit_code {
         Some(code) => format!("failed with exit code {code}{took}"),
-        None => format!("{}{took}", short(job.execution_state().as_str_name(), "EXECUTION_STATE_")),
+        None => format!(
+            "{}{took}",
+            short(job.execution_state().as_str_name(), "EXECUTION_STATE_")
+        ),
     };
     let mut errors = info.errors.iter().map(error_text);
-    let first = errors.next().map(|error| format!(": {error}")).unwrap_or_default();
+    let first = errors
+        .next()
+        .map(|error| format!(": {error}"))
+        .unwrap_or_default();
     let mut lines = vec![format!("{name} {how}{first}")];
     lines.extend(errors.map(|error| format!("  {error}")));
     lines
@@ -104,7 +127,12 @@ mod tests {
     use super::*;
 
     fn job(state: ExecutionState, attempts: Vec<Attempt>) -> Job {
-        Job { name: "workspaces/w/experiments/e/jobs/j".into(), execution_state: state.into(), attempts, ..Job::default() }
+        Job {
+            name: "workspaces/w/experiments/e/jobs/j".into(),
+            execution_state: state.into(),
+            attempts,
+            ..Job::default()
+        }
     }
 
     fn attempt(number: u32, phase: AttemptPhase, outcome: AttemptOutcome) -> Attempt {
@@ -112,7 +140,10 @@ mod tests {
             number,
             phase: phase.into(),
             outcome: outcome.into(),
-            nodes: vec![AttemptNode { node: "nodes/node-1".into(), ..AttemptNode::default() }],
+            nodes: vec![AttemptNode {
+                node: "nodes/node-1".into(),
+                ..AttemptNode::default()
+            }],
             ..Attempt::default()
         }
     }
@@ -120,21 +151,33 @@ mod tests {
     #[test]
     fn a_job_from_queue_to_run() {
         let mut story = Story::default();
-        assert_eq!(story.tell(&job(ExecutionState::Queued, vec![])), [Line::Lasts("queued".into())]);
+        assert_eq!(
+            story.tell(&job(ExecutionState::Queued, vec![])),
+            [Line::Lasts("queued".into())]
+        );
         assert_eq!(story.tell(&job(ExecutionState::Queued, vec![])), []);
         let preparing = attempt(1, AttemptPhase::Prepare, AttemptOutcome::Unspecified);
         assert_eq!(
             story.tell(&job(ExecutionState::Running, vec![preparing])),
-            [Line::Happened("attempt 1 on node-1".into()), Line::Lasts("preparing".into())]
+            [
+                Line::Happened("attempt 1 on node-1".into()),
+                Line::Lasts("preparing".into())
+            ]
         );
         let running = attempt(1, AttemptPhase::Run, AttemptOutcome::Unspecified);
-        assert_eq!(story.tell(&job(ExecutionState::Running, vec![running])), [Line::Happened("running".into())]);
+        assert_eq!(
+            story.tell(&job(ExecutionState::Running, vec![running])),
+            [Line::Happened("running".into())]
+        );
     }
 
     #[test]
     fn a_lost_node_queues_the_job_again() {
         let mut story = Story::default();
-        story.tell(&job(ExecutionState::Running, vec![attempt(1, AttemptPhase::Run, AttemptOutcome::Unspecified)]));
+        story.tell(&job(
+            ExecutionState::Running,
+            vec![attempt(1, AttemptPhase::Run, AttemptOutcome::Unspecified)],
+        ));
         let lost = attempt(1, AttemptPhase::Ended, AttemptOutcome::NodeLost);
         assert_eq!(
             story.tell(&job(ExecutionState::Queued, vec![lost])),
@@ -150,11 +193,27 @@ mod tests {
         let mut failed = job(ExecutionState::Failed, vec![]);
         failed.execution_info = Some(ExecutionInfo {
             exit_code: Some(3),
-            start_time: Some(Timestamp { seconds: 10, nanos: 0 }),
-            end_time: Some(Timestamp { seconds: 22, nanos: 0 }),
-            errors: vec![BatchAiError { code: "JobFailed".into(), message: "rank 1 ended with 3".into(), details: vec![] }],
+            start_time: Some(Timestamp {
+                seconds: 10,
+                nanos: 0,
+            }),
+            end_time: Some(Timestamp {
+                seconds: 22,
+                nanos: 0,
+            }),
+            errors: vec![BatchAiError {
+                code: "JobFailed".into(),
+                message: "rank 1 ended with 3".into(),
+                details: vec![],
+            }],
         });
-        assert_eq!(result(&failed), ["j failed with exit code 3 after 12s: JobFailed: rank 1 ended with 3"]);
-        assert_eq!(result(&job(ExecutionState::Succeeded, vec![])), ["j succeeded"]);
+        assert_eq!(
+            result(&failed),
+            ["j failed with exit code 3 after 12s: JobFailed: rank 1 ended with 3"]
+        );
+        assert_eq!(
+            result(&job(ExecutionState::Succeeded, vec![])),
+            ["j succeeded"]
+        );
     }
 }

@@ -7,8 +7,8 @@ use std::time::Duration;
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use trainyard_proto::v1::{
-    Attempt, AttemptNode, AttemptNodeStatus, AttemptOutcome, AttemptPhase, BatchAiError, Blocker, ExecutionInfo,
-    ExecutionState, Job, JobExplanation, JobSpec,
+    Attempt, AttemptNode, AttemptNodeStatus, AttemptOutcome, AttemptPhase, BatchAiError, Blocker,
+    ExecutionInfo, ExecutionState, Job, JobExplanation, JobSpec,
 };
 
 use super::{Attempts, Follow, Options};
@@ -45,7 +45,9 @@ impl Seen {
                 sleep(Duration::from_millis(5)).await;
             }
         };
-        timeout(Duration::from_secs(10), until).await.unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.text()));
+        timeout(Duration::from_secs(10), until)
+            .await
+            .unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.text()));
     }
 }
 
@@ -59,12 +61,19 @@ fn follow(api: Api, options: Options) -> Following {
     let (stdout, stderr) = (Seen::default(), Seen::default());
     let console = Console::plain(Box::new(stdout.clone()), Box::new(stderr.clone()));
     let end = tokio::spawn(Follow::new(api, NAME.parse().unwrap(), console, options).run());
-    Following { stdout, stderr, end }
+    Following {
+        stdout,
+        stderr,
+        end,
+    }
 }
 
 impl Following {
     async fn result(self) -> (Result<u8, Error>, String, String) {
-        let result = timeout(Duration::from_secs(20), self.end).await.unwrap().unwrap();
+        let result = timeout(Duration::from_secs(20), self.end)
+            .await
+            .unwrap()
+            .unwrap();
         (result, self.stdout.text(), self.stderr.text())
     }
 }
@@ -73,7 +82,10 @@ fn job(state: ExecutionState, attempts: Vec<Attempt>) -> Job {
     Job {
         name: NAME.into(),
         execution_state: state.into(),
-        spec: Some(JobSpec { node_count: 1, ..JobSpec::default() }),
+        spec: Some(JobSpec {
+            node_count: 1,
+            ..JobSpec::default()
+        }),
         attempts,
         ..Job::default()
     }
@@ -98,9 +110,16 @@ fn running(number: u32, files: &[&[&str]]) -> Attempt {
 }
 
 fn ended(mut job: Job, exit_code: i32) -> Job {
-    job.execution_state =
-        if exit_code == 0 { ExecutionState::Succeeded } else { ExecutionState::Failed }.into();
-    job.execution_info = Some(ExecutionInfo { exit_code: Some(exit_code), ..ExecutionInfo::default() });
+    job.execution_state = if exit_code == 0 {
+        ExecutionState::Succeeded
+    } else {
+        ExecutionState::Failed
+    }
+    .into();
+    job.execution_info = Some(ExecutionInfo {
+        exit_code: Some(exit_code),
+        ..ExecutionInfo::default()
+    });
     job
 }
 
@@ -117,10 +136,19 @@ async fn one_rank_is_followed_to_its_end() {
         ..JobExplanation::default()
     });
     let following = follow(api, Options::of_a_whole_job());
-    following.stderr.shows("trainyard: queued: waits for 1 node; 0 are free\n").await;
+    following
+        .stderr
+        .shows("trainyard: queued: waits for 1 node; 0 are free\n")
+        .await;
     // A stream breaks in the middle; not a byte is lost or doubled.
     fake.break_once_at(3);
-    let now_running = job(ExecutionState::Running, vec![running(1, &[&["stdout.txt", "stderr.txt", "execution.log"]])]);
+    let now_running = job(
+        ExecutionState::Running,
+        vec![running(
+            1,
+            &[&["stdout.txt", "stderr.txt", "execution.log"]],
+        )],
+    );
     fake.write(1, "stdout.txt", "epoch 1\n");
     fake.write(1, "stderr.txt", "warning\n");
     fake.set_job(now_running.clone());
@@ -134,14 +162,20 @@ async fn one_rank_is_followed_to_its_end() {
     let (result, stdout, stderr) = following.result().await;
     assert_eq!(result.unwrap(), 0);
     assert_eq!(stdout, "epoch 1\nepoch 2, no line feed!");
-    assert!(stderr.contains("trainyard: attempt 1 on node-1\n"), "{stderr}");
+    assert!(
+        stderr.contains("trainyard: attempt 1 on node-1\n"),
+        "{stderr}"
+    );
     assert!(stderr.ends_with("trainyard: j succeeded\n"), "{stderr}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn ranks_are_told_apart_and_the_exit_code_is_the_jobs() {
     let (fake, api) = Fake::start().await;
-    let mut now = job(ExecutionState::Running, vec![running(1, &[&["stdout-0.txt"], &["stdout-1.txt"]])]);
+    let mut now = job(
+        ExecutionState::Running,
+        vec![running(1, &[&["stdout-0.txt"], &["stdout-1.txt"]])],
+    );
     fake.write(1, "stdout-0.txt", "a\nb\n");
     fake.write(1, "stdout-1.txt", "c");
     fake.set_job(now.clone());
@@ -150,15 +184,21 @@ async fn ranks_are_told_apart_and_the_exit_code_is_the_jobs() {
     fake.complete(1);
     now.attempts[0].outcome = AttemptOutcome::Failed.into();
     let mut now = ended(now, 3);
-    now.execution_info.as_mut().unwrap().errors =
-        vec![BatchAiError { code: "JobFailed".into(), message: "rank 1 ended with 3".into(), details: vec![] }];
+    now.execution_info.as_mut().unwrap().errors = vec![BatchAiError {
+        code: "JobFailed".into(),
+        message: "rank 1 ended with 3".into(),
+        details: vec![],
+    }];
     fake.set_job(now);
     let (result, stdout, stderr) = following.result().await;
     assert_eq!(result.unwrap(), 3);
     let mut lines: Vec<&str> = stdout.lines().collect();
     lines.sort_unstable();
     assert_eq!(lines, ["[0] a", "[0] b", "[1] c"]);
-    assert!(stderr.ends_with("trainyard: j failed with exit code 3: JobFailed: rank 1 ended with 3\n"), "{stderr}");
+    assert!(
+        stderr.ends_with("trainyard: j failed with exit code 3: JobFailed: rank 1 ended with 3\n"),
+        "{stderr}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,13 +209,26 @@ async fn a_requeued_job_is_followed_into_its_next_attempt() {
     fake.set_job(job(ExecutionState::Running, vec![first.clone()]));
     let following = follow(api, Options::of_a_whole_job());
     following.stdout.shows("first\n").await;
-    let lost = Attempt { outcome: AttemptOutcome::NodeLost.into(), phase: AttemptPhase::Ended.into(), ..first };
+    let lost = Attempt {
+        outcome: AttemptOutcome::NodeLost.into(),
+        phase: AttemptPhase::Ended.into(),
+        ..first
+    };
     fake.complete(1);
     fake.set_job(job(ExecutionState::Queued, vec![lost.clone()]));
-    following.stderr.shows("attempt 1 lost a node; the job is queued again").await;
+    following
+        .stderr
+        .shows("attempt 1 lost a node; the job is queued again")
+        .await;
     fake.write(2, "stdout.txt", "second\n");
     fake.complete(2);
-    fake.set_job(ended(job(ExecutionState::Running, vec![lost, running(2, &[&["stdout.txt"]])]), 0));
+    fake.set_job(ended(
+        job(
+            ExecutionState::Running,
+            vec![lost, running(2, &[&["stdout.txt"]])],
+        ),
+        0,
+    ));
     let (result, stdout, _) = following.result().await;
     assert_eq!(result.unwrap(), 0);
     assert_eq!(stdout, "first\nsecond\n");
@@ -188,12 +241,19 @@ async fn logs_of_the_latest_attempt_leave_out_the_earlier_ones() {
         fake.write(attempt, "stdout.txt", text);
         fake.complete(attempt);
     }
-    let attempts = vec![running(1, &[&["stdout.txt"]]), running(2, &[&["stdout.txt"]])];
+    let attempts = vec![
+        running(1, &[&["stdout.txt"]]),
+        running(2, &[&["stdout.txt"]]),
+    ];
     fake.set_job(ended(job(ExecutionState::Running, attempts), 7));
-    let (result, stdout, _) = follow(api.clone(), Options::of_logs(Attempts::Latest)).result().await;
+    let (result, stdout, _) = follow(api.clone(), Options::of_logs(Attempts::Latest))
+        .result()
+        .await;
     // The logs were printed: that the job failed is no failure of this command.
     assert_eq!((result.unwrap(), stdout.as_str()), (0, "new\n"));
-    let (_, stdout, _) = follow(api.clone(), Options::of_logs(Attempts::Only(1))).result().await;
+    let (_, stdout, _) = follow(api.clone(), Options::of_logs(Attempts::Only(1)))
+        .result()
+        .await;
     assert_eq!(stdout, "old\n");
     let (result, stdout, _) = follow(api, Options::of_states_alone()).result().await;
     assert_eq!((result.unwrap(), stdout.as_str()), (7, ""));
@@ -204,7 +264,10 @@ async fn files_that_no_node_reported_are_found_at_the_end() {
     let (fake, api) = Fake::start().await;
     fake.write(1, "stdout.txt", "last words\n");
     fake.complete(1);
-    fake.set_job(ended(job(ExecutionState::Running, vec![running(1, &[&[]])]), 1));
+    fake.set_job(ended(
+        job(ExecutionState::Running, vec![running(1, &[&[]])]),
+        1,
+    ));
     let (result, stdout, _) = follow(api, Options::of_a_whole_job()).result().await;
     assert_eq!((result.unwrap(), stdout.as_str()), (1, "last words\n"));
 }

@@ -42,6 +42,10 @@ pub fn parse(text: &str) -> Result<Duration, DurationError> {
     if let Some(result) = parse_clock(text) {
         return result.map_err(|()| DurationError::TooLong(shown(text)));
     }
+    if text.contains(':') {
+        // jiff would take 1:60:00.
+        return Err(form());
+    }
     let span: Span = text.parse().map_err(|_| form())?;
     if span.get_years() != 0 || span.get_months() != 0 {
         return Err(DurationError::Calendar(shown(text)));
@@ -167,6 +171,7 @@ mod tests {
             "soon",
             "1:2",
             "1.2.3:00:00",
+            "24:00:00",
             "1:60:00",
             "🕐",
         ] {

@@ -6,12 +6,16 @@
 //! anything that only one program needs.
 
 pub mod duration;
+pub mod file;
+pub mod json;
 pub mod names;
 pub mod reason;
 pub mod shares;
 pub mod time;
 pub mod toolkit;
 pub mod validate;
+
+mod reflect;
 
 #[cfg(feature = "client")]
 pub mod client;

@@ -1,0 +1,169 @@
+//! Keys that the reader leaves out though the protocol has them, and what it says about keys that nobody knows.
+
+use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
+
+const BY_SCHEDULER: &str = "set by the scheduler; ignored";
+const NAMED_APART: &str = "ignored: the name is given beside the file, not in it";
+const NO_KEYS: &str = "ignored: storage is bound by the workspace and needs no key";
+const NO_PASSWORD: &str =
+    "ignored: nobody logs in to the nodes with it; better remove it from the file";
+const NO_BLOBFUSE: &str = "ignored: storage is bound by the workspace and not mounted by blobfuse";
+
+/// By message and key: why the key is left out.
+const IGNORED: &[(&str, &[&str], &str)] = &[
+    ("AzureFileShareReference", &["credentials"], NO_KEYS),
+    ("AzureBlobFileSystemReference", &["credentials"], NO_KEYS),
+    (
+        "AzureBlobFileSystemReference",
+        &["mountOptions"],
+        NO_BLOBFUSE,
+    ),
+    ("UserAccountSettings", &["adminUserPassword"], NO_PASSWORD),
+    ("SetupTask", &["stdOutErrPathSuffix"], BY_SCHEDULER),
+    ("Workspace", &["name"], NAMED_APART),
+    ("Cluster", &["name"], NAMED_APART),
+    ("FileServer", &["name"], NAMED_APART),
+    (
+        "Workspace",
+        &["creationTime", "provisioningState", "etag", "uid"],
+        BY_SCHEDULER,
+    ),
+    (
+        "FileServer",
+        &["creationTime", "provisioningState", "etag", "uid"],
+        BY_SCHEDULER,
+    ),
+    (
+        "Cluster",
+        &[
+            "creationTime",
+            "provisioningState",
+            "allocationState",
+            "allocationStateTransitionTime",
+            "errors",
+            "currentNodeCount",
+            "nodeStateCounts",
+            "etag",
+            "uid",
+            "nodes",
+        ],
+        BY_SCHEDULER,
+    ),
+];
+
+/// Why that field is left out; None: it is read.
+pub(super) fn ignored(field: &FieldDescriptor) -> Option<&'static str> {
+    let parent = field.parent_message();
+    let found = IGNORED
+        .iter()
+        .find(|(message, keys, _)| *message == parent.name() && keys.contains(&field.json_name()));
+    found.map(|(_, _, why)| *why)
+}
+
+/// What to say about a key that `message` does not have; `root` is the message of the whole file.
+pub(super) fn unknown(key: &str, message: &MessageDescriptor, root: &MessageDescriptor) -> String {
+    const UNKNOWN: &str = "unknown key, ignored";
+    if let Some(meant) = closest(key, message) {
+        return format!("{UNKNOWN}; did you mean {meant}?");
+    }
+    let inside: Vec<String> = message
+        .fields()
+        .filter(|field| match field.kind() {
+            Kind::Message(inner) => !field.is_map() && inner.get_field_by_json_name(key).is_some(),
+            _ => false,
+        })
+        .map(|field| field.json_name().to_owned())
+        .collect();
+    match inside.as_slice() {
+        [] => {}
+        [place] => return format!("{UNKNOWN}; it belongs into {place}"),
+        places => return format!("{UNKNOWN}; it belongs into one of {}", places.join(", ")),
+    }
+    if message != root && root.get_field_by_json_name(key).is_some() {
+        return format!("{UNKNOWN}; it belongs to the outermost object");
+    }
+    UNKNOWN.to_owned()
+}
+
+/// The key that a misspelt one may stand for: the same but for case and separators, or one or two typing errors away.
+fn closest(key: &str, message: &MessageDescriptor) -> Option<String> {
+    const LONGEST: usize = 64;
+    if key.len() > LONGEST {
+        return None;
+    }
+    let bare = |text: &str| -> Vec<char> {
+        text.chars()
+            .filter(|c| !matches!(c, '_' | '-' | ' '))
+            .map(|c| c.to_ascii_lowercase())
+            .collect()
+    };
+    let wanted = bare(key);
+    message
+        .fields()
+        .map(|field| field.json_name().to_owned())
+        .map(|name| (distance(&wanted, &bare(&name)), name))
+        .filter(|(distance, name)| *distance * 4 <= name.len().min(8))
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// Letters to insert, delete or replace (Levenshtein).
+fn distance(a: &[char], b: &[char]) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, y) in b.iter().enumerate() {
+            let replaced = diagonal + usize::from(x != y);
+            diagonal = row[j + 1];
+            row[j + 1] = replaced.min(diagonal + 1).min(row[j] + 1);
+        }
+    }
+    row[b.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reflect::descriptor;
+    use trainyard_proto::v1::{Cluster, JobSpec};
+
+    #[test]
+    fn every_ignored_key_exists() {
+        for (message, keys, _) in IGNORED {
+            let pool = descriptor::<Cluster>().unwrap();
+            let pool = pool.parent_pool();
+            let message = pool
+                .get_message_by_name(&format!("trainyard.v1.{message}"))
+                .unwrap();
+            for key in *keys {
+                assert!(
+                    message.get_field_by_json_name(key).is_some(),
+                    "{message:?} {key}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn a_misspelt_or_misplaced_key_is_explained() {
+        let root = descriptor::<JobSpec>().unwrap();
+        let settings = root.get_field_by_json_name("torchrunSettings").unwrap();
+        let Kind::Message(settings) = settings.kind() else {
+            panic!()
+        };
+        for (key, message, expected) in [
+            ("node_count", &root, "did you mean nodeCount?"),
+            ("NodeCount", &root, "did you mean nodeCount?"),
+            ("nodeCuont", &root, "did you mean nodeCount?"),
+            ("pytorchSettings", &root, "did you mean pyTorchSettings?"),
+            ("nprocPerNode", &root, "it belongs into torchrunSettings"),
+            ("mountPath", &root, "unknown key, ignored"),
+            ("nodeCount", &settings, "it belongs to the outermost object"),
+            ("createNew", &root, "unknown key, ignored"),
+        ] {
+            let text = unknown(key, message, &root);
+            assert!(text.ends_with(expected), "{key}: {text}");
+        }
+    }
+}

@@ -27,7 +27,8 @@ pub(crate) struct LogView {
     snapshot_wanted: Cell<bool>,
 }
 
-fn cost(entry: &Entry) -> u64 {
+/// What an entry counts for in every bound on the log.
+pub(crate) fn cost(entry: &Entry) -> u64 {
     (entry.data.len() + entry.context.len()) as u64 + ENTRY_OVERHEAD
 }
 

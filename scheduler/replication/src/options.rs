@@ -36,7 +36,8 @@ pub struct Options {
     pub heartbeat_ticks: usize,
     /// How long [`crate::Handle::read_barrier`] waits, in milliseconds (3,000).
     pub read_timeout_ms: u64,
-    /// Bytes of log after which a snapshot is taken (64 MiB).
+    /// Bytes of log after which a snapshot is taken; up to three eighths more, by member (64 MiB). An entry counts as its
+    /// command and 136 bytes more.
     pub snapshot_after_log_bytes: u64,
     /// Bytes of log kept behind a snapshot, so that a member that was away for a moment needs no snapshot (16 MiB).
     pub retain_log_bytes: u64,
@@ -155,13 +156,17 @@ impl Options {
                 ),
             );
         }
-        if self.max_log_bytes < self.snapshot_after_log_bytes + self.retain_log_bytes {
+        let least = self
+            .snapshot_after_log_bytes
+            .saturating_mul(2)
+            .saturating_add(self.retain_log_bytes);
+        if self.max_log_bytes < least {
             return bad(
                 "max_log_bytes",
                 format!(
-                    "{} must be at least snapshot_after_log_bytes + retain_log_bytes ({})",
-                    self.max_log_bytes,
-                    self.snapshot_after_log_bytes + self.retain_log_bytes
+                    "{} must be at least twice snapshot_after_log_bytes plus retain_log_bytes ({least}): the log grows on \
+                     while a snapshot is written",
+                    self.max_log_bytes
                 ),
             );
         }

@@ -8,6 +8,7 @@ use raft::eraftpb::{
 
 use super::Node;
 use crate::error::ProposeError;
+use crate::log_view::cost;
 use crate::store::{Position, SnapshotInfo};
 
 /// Where a message goes and what it is.
@@ -145,7 +146,7 @@ impl<P, R> Node<P, R> {
     }
 
     fn commit(&mut self, entry: Entry) -> Option<Committed<P>> {
-        self.bytes_since_snapshot += (entry.data.len() + entry.context.len()) as u64;
+        self.bytes_since_snapshot += cost(&entry);
         let mut token = None;
         while self
             .inflight

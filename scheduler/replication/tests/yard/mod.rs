@@ -186,7 +186,6 @@ impl Yard {
 
     pub(crate) fn options(&self, id: u64) -> Options {
         let mut options = Options::new(self.path(id), "yard", id, self.members.clone());
-        options.tick_ms = 20;
         options.read_timeout_ms = 1_000;
         options.snapshot_after_log_bytes = self.snapshot_after_log_bytes;
         options.retain_log_bytes = self.snapshot_after_log_bytes / 4;
@@ -283,13 +282,19 @@ impl Yard {
         until("a leader", || self.leader_now()).await
     }
 
+    /// Waits until everybody has applied the same, and that is `expected` but for repeats: on a busy machine a
+    /// command may be retried after a change of leader.
     pub(crate) async fn all_have(&self, expected: &[String]) {
         until("everybody has everything", || {
-            let all = self
+            let journals: Vec<Vec<String>> = self
                 .running
                 .values()
-                .all(|running| running.journal.texts() == expected);
-            (self.running.len() == 3 && all).then_some(())
+                .map(|running| running.journal.texts())
+                .collect();
+            let same = journals.len() == 3 && journals.iter().all(|one| *one == journals[0]);
+            let mut seen = BTreeSet::new();
+            let first = journals[0].iter().filter(|command| seen.insert(*command));
+            (same && first.eq(expected)).then_some(())
         })
         .await;
     }

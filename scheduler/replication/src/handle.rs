@@ -235,6 +235,12 @@ impl<O: Send + 'static> Handle<O> {
         }
     }
 
+    /// Ends the streams of all peers and takes nothing from them any more: before a server is shut down that waits for its
+    /// streams to end. This member is deaf from then on, so it should have handed over its leadership, and be stopped soon.
+    pub fn hang_up_peers(&self) {
+        self.shared.inbox.hang_up();
+    }
+
     /// Stops the thread and waits until the data directory is free. Proposals on their way end as stopped. A leader should
     /// hand over first: [`Handle::transfer_leadership`].
     pub async fn stop(self) {
@@ -274,6 +280,13 @@ impl Inbound {
             })
             .await?;
         answer.await.unwrap_or(Err(InboundError::Stopped))
+    }
+
+    /// Resolves when the peers' streams must end: [`Handle::hang_up_peers`], or the end of replication.
+    pub async fn hung_up(&self) {
+        let mut hung_up = self.sink.hung_up();
+        // An error means that the member is gone.
+        let _ = hung_up.wait_for(|hung_up| *hung_up).await;
     }
 
     /// Whether a snapshot of this size would be taken.

@@ -9,7 +9,7 @@ use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::{Notify, oneshot, watch};
 
 use crate::error::{InboundError, ProposeError, ReadError, TransferError};
 use crate::machine::Applied;
@@ -86,6 +86,8 @@ pub(crate) struct Inbox<O> {
     state: Mutex<State<O>>,
     wake: Condvar,
     room: Notify,
+    /// Peers' streams end when it says so.
+    hung_up: watch::Sender<bool>,
     limits: Limits,
 }
 
@@ -102,6 +104,7 @@ impl<O> Inbox<O> {
             }),
             wake: Condvar::new(),
             room: Notify::new(),
+            hung_up: watch::Sender::new(false),
             limits,
         }
     }
@@ -160,6 +163,12 @@ impl<O> Inbox<O> {
         state.closed = true;
         self.wake(state);
         self.room.notify_waiters();
+        self.hang_up();
+    }
+
+    /// Ends the peers' streams and lets no new ones begin.
+    pub(crate) fn hang_up(&self) {
+        self.hung_up.send_replace(true);
     }
 
     pub(crate) fn propose(
@@ -267,11 +276,16 @@ impl<O: Send> ReportSink for Inbox<O> {
 #[tonic::async_trait]
 pub(crate) trait PeerSink: Send + Sync {
     async fn put(&self, input: PeerInput) -> Result<(), InboundError>;
+    fn hung_up(&self) -> watch::Receiver<bool>;
 }
 
 #[tonic::async_trait]
 impl<O: Send> PeerSink for Inbox<O> {
     async fn put(&self, input: PeerInput) -> Result<(), InboundError> {
         self.peer(input).await
+    }
+
+    fn hung_up(&self) -> watch::Receiver<bool> {
+        self.hung_up.subscribe()
     }
 }

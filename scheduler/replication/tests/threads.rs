@@ -259,6 +259,31 @@ async fn a_single_member_leads_at_once_and_refuses_what_is_too_much() {
     assert_eq!(ended.ended().await, None);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_that_hangs_up_ends_its_peers_streams() {
+    let yard = Yard::start_all(true).await;
+    let leader = yard.leader().await;
+    let follower = (1..=3).find(|id| *id != leader).unwrap();
+    let channel = Endpoint::from_shared(format!(
+        "http://{}",
+        yard.members[follower as usize - 1].address
+    ))
+    .unwrap()
+    .connect()
+    .await
+    .unwrap();
+    let mut client = trainyard_proto::v1::peer_service_client::PeerServiceClient::new(channel);
+    let call = tokio::spawn(async move { client.exchange(tokio_stream::pending()).await });
+    tokio::task::yield_now().await;
+    yard.handle(follower).hang_up_peers();
+    tokio::time::timeout(Duration::from_secs(5), call)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
+    yard.insist("the others go on").await;
+}
+
 async fn ask(address: &str, batch: trainyard_proto::v1::RaftMessages) -> tonic::Status {
     let channel = Endpoint::from_shared(format!("http://{address}"))
         .unwrap()

@@ -124,14 +124,22 @@ impl PeerService for PeerServer {
     ) -> Result<Response<ExchangeReply>, Status> {
         let caller = request.extensions().get::<CallerMember>().copied();
         let mut stream = request.into_inner();
-        while let Some(batch) = stream.message().await? {
+        let hung_up = self.inbound.hung_up();
+        tokio::pin!(hung_up);
+        loop {
+            let batch = tokio::select! {
+                batch = stream.message() => batch?,
+                () = &mut hung_up => None,
+            };
+            let Some(batch) = batch else {
+                return Ok(Response::new(ExchangeReply {}));
+            };
             self.check(caller, &batch.cluster_id, batch.from, batch.to)?;
             self.inbound
                 .messages(batch.from, batch.messages)
                 .await
                 .map_err(to_status)?;
         }
-        Ok(Response::new(ExchangeReply {}))
     }
 
     async fn install_snapshot(
@@ -151,7 +159,10 @@ impl PeerService for PeerServer {
             .snapshots
             .try_acquire()
             .map_err(|_| Status::resource_exhausted("another snapshot is on its way here"))?;
-        let data = self.receive_snapshot(&header, first, stream).await?;
+        let data = tokio::select! {
+            data = self.receive_snapshot(&header, first, stream) => data?,
+            () = self.inbound.hung_up() => return Err(to_status(InboundError::Stopped)),
+        };
         self.inbound
             .snapshot(header.from, header.message.into(), data)
             .await

@@ -30,8 +30,14 @@ pub fn open(root: &OwnedFd, path: &Path, flags: OFlag) -> io::Result<OwnedFd> {
     } else {
         path
     };
+    // openat2 refuses flags that mean nothing, as these do for a mere place in the tree.
+    let harmless = if flags.contains(OFlag::O_PATH) {
+        OFlag::empty()
+    } else {
+        OFlag::O_NONBLOCK | OFlag::O_NOCTTY
+    };
     let how = OpenHow::new()
-        .flags(flags | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK | OFlag::O_NOCTTY)
+        .flags(flags | harmless | OFlag::O_CLOEXEC)
         .resolve(ResolveFlag::RESOLVE_BENEATH | ResolveFlag::RESOLVE_NO_MAGICLINKS);
     openat2(root, path, how).map_err(io::Error::from)
 }

@@ -1,0 +1,10 @@
+//! The agent with real shims, helpers, files and sockets, in temporary directories.
+//!
+//! One binary, so that it is linked once. Nothing here needs root, a network or another machine.
+
+mod attempts;
+mod daemon;
+mod files;
+mod node;
+mod scheduler;
+mod sessions;

@@ -108,7 +108,10 @@ impl Rig {
             }
         };
         let scheduler = program(&bin_dir, "trainyard-scheduler")?;
-        let agent_program = program(&bin_dir, "trainyard-agent")?;
+        let agent_program = match nodes {
+            0 => PathBuf::new(),
+            _ => program(&bin_dir, "trainyard-agent")?,
+        };
         let run_dir = args.run_dir()?;
         // Tasks pass through it to what their agent makes for them.
         run_dir.make("agents", 0o755)?;

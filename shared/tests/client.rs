@@ -192,7 +192,7 @@ async fn logs_go_on_with_the_next_byte_after_cuts() {
 async fn a_frozen_scheduler_is_noticed() {
     let authority = authority();
     let scheduler = Scheduler {
-        log: log(20_000_000),
+        log: log(10_000_000),
         ..Default::default()
     };
     let server = member(&authority, &scheduler).await;
@@ -206,7 +206,8 @@ async fn a_frozen_scheduler_is_noticed() {
     while let Some(chunk) = stream.message().await.unwrap() {
         bytes.extend_from_slice(&chunk.data);
     }
-    assert!(begun.elapsed() < Duration::from_secs(8));
+    // Four seconds, and time for a busy machine.
+    assert!(begun.elapsed() < LONG);
     assert!(bytes == *scheduler.log, "{} bytes", bytes.len());
     assert!(scheduler.log_requests.lock().unwrap().len() > 1);
 }

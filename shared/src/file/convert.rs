@@ -138,7 +138,12 @@ impl Reader<'_> {
             }
             first.insert(&entry.key, entry.key_position);
             let Some(field) = descriptor.get_field_by_json_name(&entry.key) else {
-                let text = notes::unknown(&entry.key, descriptor, &self.root);
+                // What a key may have meant is costly to find out, and a file may have any number of them.
+                let text = if self.warnings.len() < MAX_ISSUES {
+                    notes::unknown(&entry.key, descriptor, &self.root)
+                } else {
+                    String::new()
+                };
                 self.warning(entry.key_position, &path, text);
                 continue;
             };
@@ -293,12 +298,12 @@ fn expected_object(message: &MessageDescriptor, found: &Value) -> String {
         .collect();
     let more = keys.len() > SHOWN;
     keys.truncate(SHOWN);
-    let with = match (keys.is_empty(), more) {
-        (true, _) => " without keys".to_owned(),
-        (false, false) => format!(" with {}", keys.join(", ")),
-        (false, true) => format!(" with {}, ...", keys.join(", ")),
+    let example = match (keys.is_empty(), more) {
+        (true, _) => "write {}".to_owned(),
+        (false, false) => format!("write an object with {}", keys.join(", ")),
+        (false, true) => format!("write an object with {}, ...", keys.join(", ")),
     };
-    format!("expected an object{with}; found {}", found.kind())
+    format!("expected an object, found {}; {example}", found.kind())
 }
 
 fn read_duration(descriptor: &MessageDescriptor, value: &Value) -> Result<Field, String> {

@@ -37,7 +37,7 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
         },
         Err(error) => Err(SyntaxError {
             position: lines.at(error.range().start),
-            message: explain(&error),
+            message: explain(&error, text),
         }),
     }
 }
@@ -72,7 +72,7 @@ fn entries(object: Object<'_>, lines: &mut Lines<'_>) -> Vec<Entry> {
 }
 
 /// What to do about a mistake, where the parser's words do not say it.
-fn explain(error: &ParseError) -> String {
+fn explain(error: &ParseError, text: &str) -> String {
     let advice = match error.kind() {
         ParseErrorKind::TrailingCommasNotAllowed => "remove the comma before the closing bracket",
         ParseErrorKind::CommentsNotAllowed => {
@@ -80,13 +80,28 @@ fn explain(error: &ParseError) -> String {
         }
         ParseErrorKind::SingleQuotedStringsNotAllowed => "write double quotes",
         ParseErrorKind::ExpectedStringObjectProperty => "put the key in double quotes",
+        ParseErrorKind::ExpectedColonAfterObjectKey => "a `:` must stand between key and value",
+        ParseErrorKind::ExpectedObjectValue => "a value must stand after the `:`",
+        ParseErrorKind::UnexpectedTokenInObject => "a key in double quotes must stand here",
+        ParseErrorKind::UnexpectedCloseBrace => {
+            "this `}` closes nothing, or a value is missing before it"
+        }
+        ParseErrorKind::UnexpectedCloseBracket => {
+            "this `]` closes nothing, or a value is missing before it"
+        }
         ParseErrorKind::ExpectedComma => "a comma is missing before this",
         ParseErrorKind::UnterminatedObject => "the `}` that closes this `{` is missing",
         ParseErrorKind::UnterminatedArray => "the `]` that closes this `[` is missing",
         ParseErrorKind::MultipleRootJsonValues => {
             "the file goes on after its end; remove what follows"
         }
-        ParseErrorKind::UnexpectedWord => "put strings in double quotes",
+        ParseErrorKind::UnexpectedWord | ParseErrorKind::UnexpectedToken => {
+            if text[..error.range().start].trim().is_empty() {
+                "the file begins like YAML; name it .yaml, or write {...}"
+            } else {
+                "this cannot stand here; strings stand in double quotes"
+            }
+        }
         ParseErrorKind::NestingDepthExceeded => "nested too deeply",
         other => return format!("not valid JSON: {}", lower_first(&other.to_string())),
     };

@@ -1,0 +1,266 @@
+//! What a node has: processors, memory, GPUs, addresses.
+//!
+//! Read once at start. NVIDIA's management library is loaded in a helper process: it can hang with a broken driver, and
+//! its memory is not the agent's. Must never fail: a node without GPUs, or with a driver that hangs, is still a node.
+
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+
+use nix::ifaddrs::getifaddrs;
+use serde::{Deserialize, Serialize};
+use trainyard_proto::v1::{Gpu, GpuSource, Inventory};
+
+use crate::helper::{Failure, Helper, HelperError, Request};
+
+/// What the administrator says of the node.
+#[derive(Debug, Clone)]
+pub struct Options<'a> {
+    /// Address for the other nodes.
+    pub address: String,
+    /// Declared number of GPUs; the driver is not asked then.
+    pub gpus: Option<u32>,
+    /// Class of the node; by default made of what is found.
+    pub node_class: Option<String>,
+    /// See [`crate::confine::Confinement::name`].
+    pub confinement: &'a str,
+}
+
+/// What was found.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Collected {
+    /// For the scheduler.
+    pub inventory: Inventory,
+    /// Never empty.
+    pub node_class: String,
+    /// Changes at each boot.
+    pub boot_id: String,
+}
+
+/// A GPU as the helper reports it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct FoundGpu {
+    index: u32,
+    uuid: String,
+    model: String,
+    memory_bytes: u64,
+}
+
+/// Collects the inventory.
+pub async fn collect(helper: &Helper, options: &Options<'_>) -> Collected {
+    let (gpus, source) = match options.gpus {
+        Some(0) => (Vec::new(), GpuSource::Unspecified),
+        Some(count) => (declared(count), GpuSource::Declared),
+        None => match helper.ask::<Vec<FoundGpu>>(&Request::Nvml).await {
+            Ok(found) if found.is_empty() => (Vec::new(), GpuSource::Unspecified),
+            Ok(found) => (found.into_iter().map(to_proto).collect(), GpuSource::Nvml),
+            Err(error) => {
+                report(&error);
+                (Vec::new(), GpuSource::Unspecified)
+            }
+        },
+    };
+    let cpus = cpus();
+    let node_class = options
+        .node_class
+        .clone()
+        .filter(|class| !class.is_empty())
+        .unwrap_or_else(|| default_class(&gpus, cpus));
+    let inventory = Inventory {
+        address: options.address.clone(),
+        cpus,
+        memory_bytes: memory_bytes(),
+        gpus,
+        gpu_source: source.into(),
+        os: os(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
+        kernel: read_line("/proc/sys/kernel/osrelease"),
+        confinement: options.confinement.to_owned(),
+    };
+    Collected {
+        inventory,
+        node_class,
+        boot_id: boot_id(),
+    }
+}
+
+/// Changes at each boot of the host.
+#[must_use]
+pub fn boot_id() -> String {
+    read_line("/proc/sys/kernel/random/boot_id")
+}
+
+/// The network interface that holds an address, given as an IP address or a host name.
+#[must_use]
+pub fn interface_of(address: &str) -> Option<String> {
+    let wanted: Vec<IpAddr> = match address.parse() {
+        Ok(ip) => vec![ip],
+        Err(_) => (address, 0)
+            .to_socket_addrs()
+            .ok()?
+            .map(|socket| socket.ip())
+            .collect(),
+    };
+    getifaddrs().ok()?.find_map(|interface| {
+        let storage = interface.address?;
+        let ip: IpAddr = match (storage.as_sockaddr_in(), storage.as_sockaddr_in6()) {
+            (Some(v4), _) => v4.ip().into(),
+            (None, Some(v6)) => v6.ip().into(),
+            (None, None) => return None,
+        };
+        wanted.contains(&ip).then_some(interface.interface_name)
+    })
+}
+
+/// The address that this host uses towards others: that of the default route, else the loopback address.
+#[must_use]
+pub fn default_address() -> String {
+    let loopback = || "127.0.0.1".to_owned();
+    // Connecting a datagram socket sends nothing: it only asks the routing table. The address is reserved for
+    // documentation, so that no local route can lead there.
+    let Ok(socket) = UdpSocket::bind("0.0.0.0:0") else {
+        return loopback();
+    };
+    let outside = SocketAddr::from(([192, 0, 2, 1], 9));
+    match socket.connect(outside).and_then(|()| socket.local_addr()) {
+        Ok(local) if !local.ip().is_unspecified() => local.ip().to_string(),
+        _ => loopback(),
+    }
+}
+
+/// In the helper: asks NVIDIA's management library. A host without it has no GPUs.
+pub(crate) fn perform_nvml() -> Result<Vec<FoundGpu>, Failure> {
+    use nvml_wrapper::error::NvmlError;
+    let failed = |error: NvmlError| Failure::new(format!("NVIDIA's management library: {error}"));
+    let nvml = match nvml_wrapper::Nvml::init() {
+        Ok(nvml) => nvml,
+        Err(NvmlError::LibloadingError(_) | NvmlError::LibraryNotFound) => return Ok(Vec::new()),
+        Err(error) => return Err(failed(error)),
+    };
+    (0..nvml.device_count().map_err(failed)?)
+        .map(|index| {
+            let device = nvml.device_by_index(index).map_err(failed)?;
+            Ok(FoundGpu {
+                index,
+                uuid: device.uuid().map_err(failed)?,
+                model: device.name().map_err(failed)?,
+                memory_bytes: device.memory_info().map_or(0, |memory| memory.total),
+            })
+        })
+        .collect()
+}
+
+fn report(error: &HelperError) {
+    match error {
+        HelperError::Deadline { .. } => {
+            tracing::error!(%error, "the GPU driver hangs; the node is offered without GPUs until the agent is restarted");
+        }
+        HelperError::Failed { .. } | HelperError::Start(_) | HelperError::Answer(_) => {
+            tracing::error!(%error, "the GPUs cannot be listed; the node is offered without GPUs");
+        }
+    }
+}
+
+fn declared(count: u32) -> Vec<Gpu> {
+    (0..count)
+        .map(|index| Gpu {
+            index,
+            uuid: format!("declared-{index}"),
+            model: "declared".to_owned(),
+            memory_bytes: 0,
+        })
+        .collect()
+}
+
+fn to_proto(gpu: FoundGpu) -> Gpu {
+    Gpu {
+        index: gpu.index,
+        uuid: gpu.uuid,
+        model: gpu.model,
+        memory_bytes: gpu.memory_bytes,
+    }
+}
+
+/// `gpu4-declared`, `gpu8-nvidia-a100-sxm4-80gb`, `cpu2`.
+fn default_class(gpus: &[Gpu], cpus: u32) -> String {
+    let Some(first) = gpus.first() else {
+        return format!("cpu{cpus}");
+    };
+    let mixed = gpus.iter().any(|gpu| gpu.model != first.model);
+    let model = if mixed { "mixed" } else { &first.model };
+    let words: Vec<String> = model
+        .split(|c: char| !c.is_ascii_alphanumeric())
+        .filter(|word| !word.is_empty())
+        .map(str::to_ascii_lowercase)
+        .collect();
+    format!("gpu{}-{}", gpus.len(), words.join("-"))
+}
+
+/// Logical processors that this process may use.
+fn cpus() -> u32 {
+    std::thread::available_parallelism()
+        .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+}
+
+fn memory_bytes() -> u64 {
+    nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total())
+}
+
+/// The pretty name of `/etc/os-release`.
+fn os(release: &str) -> String {
+    let value = |key: &str| {
+        let line = release
+            .lines()
+            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
+        line.map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
+    };
+    value("PRETTY_NAME")
+        .or_else(|| value("NAME"))
+        .unwrap_or_else(|| "Linux".to_owned())
+}
+
+fn read_line(path: &str) -> String {
+    std::fs::read_to_string(path)
+        .unwrap_or_default()
+        .trim()
+        .to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn gpu(model: &str) -> Gpu {
+        Gpu {
+            index: 0,
+            uuid: String::new(),
+            model: model.to_owned(),
+            memory_bytes: 0,
+        }
+    }
+
+    #[test]
+    fn a_class_says_what_the_node_is() {
+        assert_eq!(default_class(&declared(4), 2), "gpu4-declared");
+        assert_eq!(default_class(&[], 2), "cpu2");
+        assert_eq!(
+            default_class(&[gpu("NVIDIA A100-SXM4-80GB")], 2),
+            "gpu1-nvidia-a100-sxm4-80gb"
+        );
+        assert_eq!(default_class(&[gpu("A"), gpu("B")], 2), "gpu2-mixed");
+    }
+
+    #[test]
+    fn the_loopback_interface_holds_the_loopback_address() {
+        assert_eq!(interface_of("127.0.0.1").as_deref(), Some("lo"));
+        assert_eq!(interface_of("192.0.2.1"), None);
+    }
+
+    #[test]
+    fn the_system_has_a_name() {
+        assert_eq!(
+            os("NAME=\"Debian\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
+            "Debian GNU/Linux 12 (bookworm)"
+        );
+        assert_eq!(os(""), "Linux");
+        assert!(memory_bytes() > 0);
+        assert!(!boot_id().is_empty());
+    }
+}

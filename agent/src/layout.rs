@@ -1,0 +1,743 @@
+//! Where everything of an attempt lies on its node: roots, mount points, output tree and file names.
+//!
+//! [`Layout::new`] is pure, so that a restarted agent finds the same paths again from the stored assignment. Only
+//! [`Dirs::prepare`] and [`Layout::make_local`] touch the disk, and only below the agent's data directory; nothing here
+//! may touch a path on a job's volume, which can hang.
+//!
+//! ```text
+//! DATA/lease                           deadline of the node's lease
+//! DATA/mounts/W/C/...                  volumes of a cluster            $AZ_BATCHAI_MOUNT_ROOT
+//! DATA/jobs/UID12-N/                   scratch of an attempt           $AZ_BATCHAI_JOB_TEMP
+//! DATA/jobs/UID12-N/mounts/...         volumes of the job              $AZ_BATCHAI_JOB_MOUNT_ROOT
+//! DATA/attempts/UID-N/tasks/NAME/      pid file and exit record of a task
+//! DATA/spool/UID-N/                    local copy of the stdouterr files
+//! PREFIX/SEGMENT/stdouterr/            the same on the job's volume
+//! PREFIX/SEGMENT/outputs[/SUFFIX]      an output directory
+//! ```
+//!
+//! The scratch directory has a short name because Open MPI keeps sockets below it, whose paths end at 108 bytes.
+
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use trainyard_proto::v1::{Assignment, Volume};
+
+use crate::confine::TaskUser;
+use crate::environment::{Environment, add_user_variables, expand, visible_devices};
+
+/// Longest scratch directory that still gets a `TMPDIR` of its own: below a longer one, sockets in temporary
+/// directories would pass the limit of 108 bytes.
+const TEMP_PATH_MAX: usize = 64;
+
+/// The agent's directories.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Dirs {
+    /// The data directory, absolute.
+    pub data: PathBuf,
+}
+
+impl Dirs {
+    /// Below `data`.
+    #[must_use]
+    pub fn new(data: PathBuf) -> Self {
+        Self { data }
+    }
+
+    /// Deadline of the lease.
+    #[must_use]
+    pub fn lease_file(&self) -> PathBuf {
+        self.data.join("lease")
+    }
+
+    /// State of attempts.
+    #[must_use]
+    pub fn attempts(&self) -> PathBuf {
+        self.data.join("attempts")
+    }
+
+    /// Local copies of stdouterr files.
+    #[must_use]
+    pub fn spools(&self) -> PathBuf {
+        self.data.join("spool")
+    }
+
+    /// Scratch directories.
+    #[must_use]
+    pub fn jobs(&self) -> PathBuf {
+        self.data.join("jobs")
+    }
+
+    /// Volumes of clusters.
+    #[must_use]
+    pub fn mounts(&self) -> PathBuf {
+        self.data.join("mounts")
+    }
+
+    /// State of one attempt.
+    #[must_use]
+    pub fn state_dir(&self, uid: &str, attempt: u32) -> PathBuf {
+        self.attempts().join(format!("{uid}-{attempt}"))
+    }
+
+    /// Local copies of the stdouterr files of one attempt.
+    #[must_use]
+    pub fn spool_dir(&self, uid: &str, attempt: u32) -> PathBuf {
+        self.spools().join(format!("{uid}-{attempt}"))
+    }
+
+    /// Makes the directories. Users pass through the data directory to their scratch, but see nothing else of it.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn prepare(&self) -> io::Result<()> {
+        make_directory(&self.data, 0o711)?;
+        make_directory(&self.attempts(), 0o700)?;
+        make_directory(&self.spools(), 0o700)?;
+        make_directory(&self.jobs(), 0o711)?;
+        make_directory(&self.mounts(), 0o755)
+    }
+}
+
+/// What the node knows and the assignment does not say.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Facts {
+    /// Network interface that holds the node's address.
+    pub interface: Option<String>,
+    /// User of tasks.
+    pub task_user: TaskUser,
+    /// User of tasks where the workspace allows root.
+    pub root_user: TaskUser,
+    /// `PATH` of tasks.
+    pub path: String,
+    /// Interpreter where the job names none; see [`crate::launch::default_python`].
+    pub default_python: String,
+    /// Port for the rendezvous where the assignment names none (an attempt of one node).
+    pub rendezvous_port: u16,
+}
+
+/// A directory of the job's, with its path.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NamedPath {
+    /// Id in the job file.
+    pub id: String,
+    /// Absolute.
+    pub path: PathBuf,
+}
+
+/// A directory to make as the job's user.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DirectoryRequest {
+    /// The directory, absolute.
+    pub path: PathBuf,
+    /// The volume it lies on. Only beneath it may root help where the user may not write.
+    pub below: Option<PathBuf>,
+}
+
+/// A volume and where it appears.
+#[derive(Debug, Clone, PartialEq)]
+pub struct MountPoint {
+    /// What to mount.
+    pub volume: Volume,
+    /// Where, absolute.
+    pub target: PathBuf,
+}
+
+/// All paths of an attempt on its node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// Id of this node, for file names.
+    pub node: String,
+    /// Which of the nodes it is; 0 is the master.
+    pub node_index: usize,
+    /// Whether the attempt holds several nodes.
+    pub several_nodes: bool,
+    /// UUID of the job.
+    pub uid: String,
+    /// Number of the attempt.
+    pub attempt: u32,
+    /// Root of the cluster's volumes.
+    pub mount_root: PathBuf,
+    /// Scratch directory.
+    pub job_root: PathBuf,
+    /// Root of the job's volumes.
+    pub job_mounts: PathBuf,
+    /// Directory that all nodes of the job share where they can: see `shared_target`.
+    pub shared_temp: PathBuf,
+    /// Where `shared_temp` points to: a directory beside stdouterr, if that lies on a volume and there are several
+    /// nodes. Else `shared_temp` is local.
+    pub shared_target: Option<PathBuf>,
+    /// `TMPDIR`, if the path is short enough.
+    pub temp: Option<PathBuf>,
+    /// Open MPI's host file.
+    pub hostfile: PathBuf,
+    /// What the host file says.
+    pub hostfile_text: String,
+    /// State of the attempt.
+    pub state_dir: PathBuf,
+    /// Local copies of the stdouterr files.
+    pub spool_dir: PathBuf,
+    /// Where stdout, stderr and logs go.
+    pub stdouterr_dir: PathBuf,
+    /// Output directories, in the order of the job file.
+    pub outputs: Vec<NamedPath>,
+    /// Input directories, in the order of the job file.
+    pub inputs: Vec<NamedPath>,
+    /// User of the tasks.
+    pub user: TaskUser,
+    /// Variables of every task, without the user's.
+    pub environment: Environment,
+    /// The user's variables as written, in order.
+    user_variables: Vec<(String, String)>,
+    /// Mount points of both levels, for [`Self::share_directories`].
+    mount_targets: Vec<PathBuf>,
+    /// Whether the user may choose among the node's GPUs.
+    whole_node: bool,
+}
+
+impl Layout {
+    /// Lays an attempt out.
+    ///
+    /// # Errors
+    /// A path of the job is not absolute after expansion, leaves its root, or a name cannot be a file name.
+    pub fn new(dirs: &Dirs, assignment: &Assignment, facts: &Facts) -> Result<Self, LayoutError> {
+        let spec = assignment
+            .spec
+            .as_ref()
+            .ok_or_else(|| LayoutError::new("spec", "is missing"))?;
+        let node_index = assignment.node_index as usize;
+        let node = assignment
+            .nodes
+            .get(node_index)
+            .ok_or_else(|| LayoutError::new("nodeIndex", "names no node of the attempt"))?;
+        let node_name = file_name("nodes", last_segment(&node.node))?;
+        let uid = file_name("uid", &assignment.uid)?;
+        let attempt = assignment.attempt;
+        let several_nodes = assignment.nodes.len() > 1;
+        let [workspace, cluster] = cluster_ids(&assignment.cluster)?;
+
+        let mount_root = dirs.mounts().join(&workspace).join(&cluster);
+        let short: String = uid.chars().filter(|c| *c != '-').take(12).collect();
+        let job_root = dirs.jobs().join(format!("{short}-{attempt}"));
+        let user = if assignment.run_as_root {
+            &facts.root_user
+        } else {
+            &facts.task_user
+        };
+        let mut layout = Self {
+            node: node_name,
+            node_index,
+            several_nodes,
+            attempt,
+            mount_root,
+            job_mounts: job_root.join("mounts"),
+            shared_temp: job_root.join("shared"),
+            shared_target: None,
+            temp: Some(job_root.join("tmp")).filter(|temp| temp.as_os_str().len() <= TEMP_PATH_MAX),
+            hostfile: job_root.join("hostfile"),
+            hostfile_text: hostfile(assignment),
+            state_dir: dirs.state_dir(&uid, attempt),
+            spool_dir: dirs.spool_dir(&uid, attempt),
+            stdouterr_dir: PathBuf::new(),
+            outputs: Vec::new(),
+            inputs: Vec::new(),
+            user: user.clone(),
+            environment: Environment::new(),
+            user_variables: spec
+                .environment_variables
+                .iter()
+                .map(|variable| (variable.name.clone(), variable.value.clone()))
+                .chain(
+                    spec.secrets
+                        .iter()
+                        .map(|secret| (secret.name.clone(), secret.value.clone())),
+                )
+                .collect(),
+            mount_targets: Vec::new(),
+            whole_node: node.whole_node,
+            uid,
+            job_root,
+        };
+        layout.mount_targets = layout.targets(assignment)?;
+        layout.environment = layout.base_environment(assignment, facts);
+        layout.resolve_paths(assignment)?;
+        Ok(layout)
+    }
+
+    /// Expands the paths of the job file and makes variables of them.
+    fn resolve_paths(&mut self, assignment: &Assignment) -> Result<(), LayoutError> {
+        let Some(spec) = &assignment.spec else {
+            return Ok(());
+        };
+        let segment = relative("pathSegment", &assignment.path_segment)?;
+        // Paths may use the user's variables, which in turn may use the roots.
+        let mut visible = self.environment.clone();
+        self.add_user_variables(&mut visible);
+
+        let prefix = absolute(
+            "stdOutErrPathPrefix",
+            &spec.std_out_err_path_prefix,
+            &visible,
+        )?;
+        self.stdouterr_dir = prefix.join(&segment).join("stdouterr");
+        if self.several_nodes && self.volume_of(&prefix).is_some() {
+            self.shared_target = Some(prefix.join(&segment).join("shared"));
+        }
+        let mut found = vec![(
+            "AZ_BATCHAI_STDOUTERR_DIR".to_owned(),
+            self.stdouterr_dir.clone(),
+        )];
+
+        for (index, output) in spec.output_directories.iter().enumerate() {
+            let field = format!("outputDirectories[{index}].pathPrefix");
+            let mut path = absolute(&field, &output.path_prefix, &visible)?
+                .join(&segment)
+                .join("outputs");
+            let suffix = expand(&output.path_suffix, &visible);
+            let suffix = relative(
+                &format!("outputDirectories[{index}].pathSuffix"),
+                suffix.trim_start_matches('/'),
+            )?;
+            if !suffix.as_os_str().is_empty() {
+                path.push(suffix);
+            }
+            found.push((format!("AZ_BATCHAI_OUTPUT_{}", output.id), path.clone()));
+            self.outputs.push(NamedPath {
+                id: output.id.clone(),
+                path,
+            });
+        }
+        for input in &spec.input_directories {
+            let path = PathBuf::from(expand(&input.path, &visible));
+            found.push((format!("AZ_BATCHAI_INPUT_{}", input.id), path.clone()));
+            self.inputs.push(NamedPath {
+                id: input.id.clone(),
+                path,
+            });
+        }
+        self.environment.extend(
+            found
+                .into_iter()
+                .map(|(name, path)| (name, path.to_string_lossy().into_owned())),
+        );
+        Ok(())
+    }
+
+    /// Variables that need nothing but the roots and the allocation.
+    fn base_environment(&self, assignment: &Assignment, facts: &Facts) -> Environment {
+        let address = |index: usize| {
+            assignment
+                .nodes
+                .get(index)
+                .map(|node| node.address.clone())
+                .unwrap_or_default()
+        };
+        let addresses: Vec<&str> = assignment
+            .nodes
+            .iter()
+            .map(|node| node.address.as_str())
+            .collect();
+        let gpus = assignment
+            .nodes
+            .get(self.node_index)
+            .map(|node| node.gpus.clone())
+            .unwrap_or_default();
+        let text = |path: &Path| path.to_string_lossy().into_owned();
+        let home = self.user.home.as_deref().unwrap_or(&self.job_root);
+
+        let mut variables: Vec<(&str, String)> = vec![
+            ("PATH", facts.path.clone()),
+            ("HOME", text(home)),
+            ("USER", self.user.name.clone()),
+            ("LOGNAME", self.user.name.clone()),
+            ("SHELL", "/bin/bash".to_owned()),
+            ("LANG", "C.UTF-8".to_owned()),
+            ("AZ_BATCHAI_MOUNT_ROOT", text(&self.mount_root)),
+            ("AZ_BATCHAI_JOB_MOUNT_ROOT", text(&self.job_mounts)),
+            ("AZ_BATCHAI_JOB_TEMP", text(&self.job_root)),
+            // In Batch AI the directory above, shared by all jobs of the node; recipes use it as scratch of their own.
+            ("AZ_BATCHAI_JOB_TEMP_DIR", text(&self.job_root)),
+            ("AZ_BATCHAI_JOB_WORK_DIR", text(&self.job_root)),
+            ("AZ_BATCHAI_SHARED_JOB_TEMP", text(&self.shared_temp)),
+            ("AZ_BATCHAI_MPI_HOST_FILE", text(&self.hostfile)),
+            ("AZ_BATCHAI_NUM_GPUS", gpus.len().to_string()),
+            ("AZ_BATCHAI_NUM_GPUS_PER_NODE", gpus.len().to_string()),
+            ("AZ_BATCHAI_GPU_COUNT", gpus.len().to_string()),
+            (
+                "AZ_BATCHAI_CLUSTER_NAME",
+                last_segment(&assignment.cluster).to_owned(),
+            ),
+            ("AZ_BATCHAI_NODE_IP", address(self.node_index)),
+            ("AZ_BATCHAI_MPI_MASTER_NODE", address(0)),
+            ("AZ_BATCHAI_JOB_MASTER_NODE_IP", address(0)),
+            (
+                "AZ_BATCHAI_IS_CURRENT_NODE_MASTER",
+                (self.node_index == 0).to_string(),
+            ),
+            ("AZ_BATCH_HOST_LIST", addresses.join(",")),
+            ("AZ_BATCH_NODE_LIST", addresses.join(";")),
+            ("TRAINYARD_JOB", assignment.job.clone()),
+            ("TRAINYARD_ATTEMPT", assignment.attempt.to_string()),
+            ("TRAINYARD_NODE", self.node.clone()),
+        ];
+        if let Some(temp) = &self.temp {
+            variables.push(("TMPDIR", text(temp)));
+        }
+        if let Some(interface) = &facts.interface {
+            variables.push(("GLOO_SOCKET_IFNAME", interface.clone()));
+            variables.push(("NCCL_SOCKET_IFNAME", interface.clone()));
+        }
+        if !gpus.is_empty() {
+            // The indexes are NVML's, which counts by bus; CUDA counts by speed unless told so.
+            variables.push(("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()));
+            variables.push(("CUDA_VISIBLE_DEVICES", visible_devices(&gpus)));
+        }
+        variables
+            .into_iter()
+            .map(|(name, value)| (name.to_owned(), value))
+            .collect()
+    }
+
+    fn add_user_variables(&self, environment: &mut Environment) {
+        let held = (!self.whole_node)
+            .then(|| environment.get("CUDA_VISIBLE_DEVICES").cloned())
+            .flatten();
+        let variables = self
+            .user_variables
+            .iter()
+            .map(|(name, value)| (name.as_str(), value.as_str()));
+        add_user_variables(environment, variables);
+        if let Some(held) = held {
+            // Other jobs hold the node's other GPUs.
+            environment.insert("CUDA_VISIBLE_DEVICES".to_owned(), held);
+        }
+    }
+
+    /// Environment of a task: `extra` are the variables of this task alone; the user's variables see them.
+    #[must_use]
+    pub fn task_environment(&self, extra: &[(&str, String)]) -> Environment {
+        let mut environment = self.environment.clone();
+        environment.extend(
+            extra
+                .iter()
+                .map(|(name, value)| ((*name).to_owned(), value.clone())),
+        );
+        self.add_user_variables(&mut environment);
+        environment
+    }
+
+    /// The user's value of a variable as written, if any.
+    #[must_use]
+    pub fn user_sets(&self, name: &str) -> bool {
+        self.user_variables.iter().any(|(set, _)| set == name)
+    }
+
+    /// Whether the user's choice of GPUs stands.
+    #[must_use]
+    pub fn user_chooses_gpus(&self) -> bool {
+        self.whole_node && self.user_sets("CUDA_VISIBLE_DEVICES")
+    }
+
+    /// Volumes of the cluster, in order.
+    #[must_use]
+    pub fn cluster_mounts(&self, assignment: &Assignment) -> Vec<MountPoint> {
+        mount_points(&self.mount_root, &assignment.cluster_volumes)
+    }
+
+    /// Volumes of the job, in order.
+    #[must_use]
+    pub fn job_mounts(&self, assignment: &Assignment) -> Vec<MountPoint> {
+        mount_points(&self.job_mounts, &assignment.job_volumes)
+    }
+
+    fn targets(&self, assignment: &Assignment) -> Result<Vec<PathBuf>, LayoutError> {
+        for volume in assignment
+            .cluster_volumes
+            .iter()
+            .chain(&assignment.job_volumes)
+        {
+            let path = relative("relativeMountPath", &volume.relative_mount_path)?;
+            if path.as_os_str().is_empty() {
+                return Err(LayoutError::new(
+                    "relativeMountPath",
+                    "is empty; name a directory below the mount root",
+                ));
+            }
+        }
+        let mounts = self
+            .cluster_mounts(assignment)
+            .into_iter()
+            .chain(self.job_mounts(assignment));
+        let targets: Vec<PathBuf> = mounts.map(|mount| mount.target).collect();
+        // Root makes mount points: below another volume, its user could lead root elsewhere by a symbolic link.
+        for (index, target) in targets.iter().enumerate() {
+            let below = targets
+                .iter()
+                .enumerate()
+                .any(|(other, outer)| other != index && target.starts_with(outer));
+            if below {
+                let path = target
+                    .strip_prefix(&self.mount_root)
+                    .or_else(|_| target.strip_prefix(&self.job_mounts));
+                let path = path.unwrap_or(target).display();
+                return Err(LayoutError::new(
+                    "relativeMountPath",
+                    format!(
+                        "`{path}` is the same as or lies below another volume's; give each a directory of its own"
+                    ),
+                ));
+            }
+        }
+        Ok(targets)
+    }
+
+    /// The innermost volume that a path lies on.
+    fn volume_of(&self, path: &Path) -> Option<&PathBuf> {
+        self.mount_targets
+            .iter()
+            .filter(|target| path.starts_with(target))
+            .max_by_key(|target| target.as_os_str().len())
+    }
+
+    /// Directory of an output directory id or of the reserved id `stdouterr`.
+    #[must_use]
+    pub fn output_dir(&self, id: &str) -> Option<&Path> {
+        if id == "stdouterr" {
+            return Some(&self.stdouterr_dir);
+        }
+        self.outputs
+            .iter()
+            .find(|output| output.id == id)
+            .map(|output| output.path.as_path())
+    }
+
+    /// Directories to make once the volumes are mounted.
+    #[must_use]
+    pub fn share_directories(&self) -> Vec<DirectoryRequest> {
+        let outputs = self.outputs.iter().map(|output| &output.path);
+        std::iter::once(&self.stdouterr_dir)
+            .chain(outputs)
+            .chain(&self.shared_target)
+            .map(|path| DirectoryRequest {
+                path: path.clone(),
+                below: self.volume_of(path).cloned(),
+            })
+            .collect()
+    }
+
+    /// Name of the log of steps.
+    #[must_use]
+    pub fn execution_log(&self) -> String {
+        if self.several_nodes {
+            format!("execution-{}.log", self.node)
+        } else {
+            "execution.log".to_owned()
+        }
+    }
+
+    /// Names of the files of the job preparation: stdout, stderr.
+    #[must_use]
+    pub fn preparation_files(&self) -> (String, String) {
+        let node = if self.several_nodes {
+            format!("-{}", self.node)
+        } else {
+            String::new()
+        };
+        (
+            format!("stdout-job_prep{node}.txt"),
+            format!("stderr-job_prep{node}.txt"),
+        )
+    }
+
+    /// Local copy of a stdouterr file.
+    #[must_use]
+    pub fn spool(&self, name: &str) -> PathBuf {
+        self.spool_dir.join(name)
+    }
+
+    /// Directory of a task's pid file and exit record.
+    #[must_use]
+    pub fn task_dir(&self, task: &str) -> PathBuf {
+        self.state_dir.join("tasks").join(task)
+    }
+
+    /// Makes the local directories and the host file. Made again, it changes nothing.
+    ///
+    /// The scratch directory belongs to root with the sticky bit: the user writes in it, but cannot move the mount
+    /// points away from under the agent.
+    ///
+    /// # Errors
+    /// Those of the file system, with the path.
+    pub fn make_local(&self) -> io::Result<()> {
+        let named = |path: &Path, error: io::Error| {
+            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
+        };
+        for (path, mode) in [
+            (&self.state_dir, 0o700),
+            (&self.spool_dir, 0o700),
+            (&self.mount_root, 0o755),
+            (&self.job_root, 0o1770),
+            (&self.job_mounts, 0o755),
+        ] {
+            make_directory(path, mode).map_err(|error| named(path, error))?;
+        }
+        let own = crate::confine::Credentials::own();
+        let user = &self.user.credentials;
+        if own.is_root() && !user.is_root() {
+            std::os::unix::fs::chown(&self.job_root, None, Some(user.gid))?;
+        }
+        let link = self.shared_target.as_ref();
+        if let Some(target) = link
+            && self.shared_temp.symlink_metadata().is_err()
+        {
+            std::os::unix::fs::symlink(target, &self.shared_temp)
+                .map_err(|error| named(&self.shared_temp, error))?;
+        }
+        for path in self
+            .temp
+            .iter()
+            .chain(link.is_none().then_some(&self.shared_temp))
+        {
+            // What is there already may have been replaced by the user: leave it alone.
+            if path.symlink_metadata().is_err() {
+                make_directory(path, 0o700).map_err(|error| named(path, error))?;
+                if own.is_root() {
+                    std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid))?;
+                }
+            }
+        }
+        if self.hostfile.symlink_metadata().is_err() {
+            std::fs::write(&self.hostfile, &self.hostfile_text)
+                .map_err(|error| named(&self.hostfile, error))?;
+            std::fs::set_permissions(&self.hostfile, std::fs::Permissions::from_mode(0o644))?;
+        }
+        Ok(())
+    }
+}
+
+/// A path of the job that cannot be used.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {message}")]
+pub struct LayoutError {
+    /// Field of the job file.
+    pub field: String,
+    /// What is wrong with it.
+    pub message: String,
+}
+
+impl LayoutError {
+    fn new(field: &str, message: impl Into<String>) -> Self {
+        Self {
+            field: field.to_owned(),
+            message: message.into(),
+        }
+    }
+}
+
+fn mount_points(root: &Path, volumes: &[Volume]) -> Vec<MountPoint> {
+    volumes
+        .iter()
+        .map(|volume| {
+            let relative = Path::new(&volume.relative_mount_path).components();
+            // As the mount table writes it: no `.`, no double slash.
+            let relative: PathBuf = relative.filter(|part| *part != Component::CurDir).collect();
+            MountPoint {
+                volume: volume.clone(),
+                target: root.join(relative),
+            }
+        })
+        .collect()
+}
+
+/// Makes a directory with its parents and sets its mode, whatever the umask.
+fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode & 0o777)
+        .create(path)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+}
+
+/// One host per line with a slot per GPU, or one slot.
+fn hostfile(assignment: &Assignment) -> String {
+    assignment
+        .nodes
+        .iter()
+        .map(|node| format!("{} slots={}\n", node.address, node.gpus.len().max(1)))
+        .collect()
+}
+
+fn last_segment(name: &str) -> &str {
+    name.rsplit('/').next().unwrap_or(name)
+}
+
+/// Ids of `workspaces/W/clusters/C`.
+fn cluster_ids(name: &str) -> Result<[String; 2], LayoutError> {
+    match name.split('/').collect::<Vec<_>>()[..] {
+        ["workspaces", workspace, "clusters", cluster] => Ok([
+            file_name("cluster", workspace)?,
+            file_name("cluster", cluster)?,
+        ]),
+        _ => Err(LayoutError::new(
+            "cluster",
+            format!("`{name}` is not of the form workspaces/W/clusters/C"),
+        )),
+    }
+}
+
+/// A name that is safe as one part of a path.
+fn file_name(field: &str, name: &str) -> Result<String, LayoutError> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if name.is_empty() || name.len() > 253 || name.starts_with('.') || !name.chars().all(allowed) {
+        return Err(LayoutError::new(
+            field,
+            format!("`{name}` cannot be part of a file name"),
+        ));
+    }
+    Ok(name.to_owned())
+}
+
+/// An expanded path that must be absolute and stay where it is.
+fn absolute(field: &str, text: &str, environment: &Environment) -> Result<PathBuf, LayoutError> {
+    let expanded = expand(text, environment);
+    let path = Path::new(&expanded);
+    if !path.is_absolute() {
+        return Err(LayoutError::new(
+            field,
+            format!(
+                "`{text}` becomes `{expanded}`, which is not an absolute path; begin it with $AZ_BATCHAI_MOUNT_ROOT, \
+                 $AZ_BATCHAI_JOB_MOUNT_ROOT or /"
+            ),
+        ));
+    }
+    without_parents(field, path)
+}
+
+/// A path that must be relative and stay below where it is joined to.
+fn relative(field: &str, text: &str) -> Result<PathBuf, LayoutError> {
+    let path = Path::new(text);
+    if path.is_absolute() {
+        return Err(LayoutError::new(
+            field,
+            format!("`{text}` must be relative"),
+        ));
+    }
+    without_parents(field, path)
+}
+
+fn without_parents(field: &str, path: &Path) -> Result<PathBuf, LayoutError> {
+    if path.components().any(|part| part == Component::ParentDir) {
+        return Err(LayoutError::new(
+            field,
+            format!("`{}` must not contain `..`", path.display()),
+        ));
+    }
+    Ok(path
+        .components()
+        .filter(|part| *part != Component::CurDir)
+        .collect())
+}
+
+#[cfg(test)]
+#[path = "layout_tests.rs"]
+pub(crate) mod tests;

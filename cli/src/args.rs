@@ -29,7 +29,13 @@ pub(crate) struct Arguments {
 #[command(next_help_heading = "Global options")]
 pub(crate) struct GlobalArgs {
     /// Configuration file of the client [default: ~/.config/trainyard/config.toml]
-    #[arg(long, global = true, value_name = "FILE", env = "TRAINYARD_CONFIG")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "FILE",
+        env = "TRAINYARD_CONFIG",
+        hide_env_values = true
+    )]
     pub(crate) config: Option<PathBuf>,
     /// Scheduler to talk to; may be given several times. Overrides the configuration file
     #[arg(
@@ -37,28 +43,43 @@ pub(crate) struct GlobalArgs {
         global = true,
         value_name = "HOST:PORT",
         env = "TRAINYARD_SERVERS",
+        hide_env_values = true,
         value_delimiter = ','
     )]
     pub(crate) servers: Vec<String>,
     /// Directory with ca.pem, cert.pem and key.pem of this client. Overrides the configuration file
-    #[arg(long, global = true, value_name = "DIR", env = "TRAINYARD_TLS_DIR")]
+    #[arg(
+        long,
+        global = true,
+        value_name = "DIR",
+        env = "TRAINYARD_TLS_DIR",
+        hide_env_values = true
+    )]
     pub(crate) tls_dir: Option<PathBuf>,
-    /// Shape of the output
-    #[arg(short, long, global = true, value_enum, default_value_t)]
+    /// Shape of the output: table for people, json or yaml for programs, name for resource names alone
+    #[arg(
+        short,
+        long,
+        global = true,
+        value_enum,
+        default_value_t,
+        hide_possible_values = true,
+        value_name = "table|json|yaml|name"
+    )]
     pub(crate) output: Format,
 }
 
 /// Shape of what goes to stdout.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
-    /// For people
+    // For people. (Not a doc comment: clap would print a line for each value.)
     #[default]
     Table,
-    /// For programs
+    // For programs.
     Json,
-    /// The same as YAML
+    // The same as YAML.
     Yaml,
-    /// Resource names alone, one per line
+    // Resource names alone, one per line.
     Name,
 }
 
@@ -96,7 +117,13 @@ pub(crate) enum Noun {
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct WorkspaceArg {
     /// Workspace
-    #[arg(short, long, value_name = "WORKSPACE", env = "TRAINYARD_WORKSPACE")]
+    #[arg(
+        short,
+        long,
+        value_name = "WORKSPACE",
+        env = "TRAINYARD_WORKSPACE",
+        hide_env_values = true
+    )]
     pub(crate) workspace: Option<String>,
 }
 
@@ -106,7 +133,13 @@ pub(crate) struct ExperimentArg {
     #[command(flatten)]
     pub(crate) workspace: WorkspaceArg,
     /// Experiment
-    #[arg(short, long, value_name = "EXPERIMENT", env = "TRAINYARD_EXPERIMENT")]
+    #[arg(
+        short,
+        long,
+        value_name = "EXPERIMENT",
+        env = "TRAINYARD_EXPERIMENT",
+        hide_env_values = true
+    )]
     pub(crate) experiment: Option<String>,
 }
 

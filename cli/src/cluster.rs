@@ -15,7 +15,7 @@ use crate::args::{WorkspaceArg, YesArg};
 use crate::console::confirm_delete;
 use crate::context::Context;
 use crate::error::Error;
-use crate::job_file::Source;
+use crate::job_file::{ParsedFile, Source};
 use crate::scope::{any_workspace, cluster_name, is_any};
 use crate::table::{Details, Table};
 use crate::text::{age, ids, last_segment, now, short, time};
@@ -62,9 +62,9 @@ pub(crate) struct CreateArgs {
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
 pub(crate) enum Priority {
-    /// Kept
+    // Kept.
     Dedicated,
-    /// May be preempted
+    // May be preempted.
     Lowpriority,
 }
 
@@ -113,7 +113,10 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
 async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
     let name = cluster_name(&args.name.workspace, &args.name.name)?;
     let source = args.file.as_deref().map(Source::read).transpose()?;
-    let parsed = source.as_ref().map(Source::parse::<Cluster>).transpose()?;
+    let mut parsed = source.as_ref().map(Source::parse::<Cluster>).transpose()?;
+    if let Some(parsed) = &mut parsed {
+        name_flags(parsed, &args);
+    }
     let mut cluster = parsed
         .as_ref()
         .map(|parsed| parsed.message().clone())
@@ -145,6 +148,16 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
         (Err(status), None) => return Err(status.into()),
     };
     context.output().done("created", &created)
+}
+
+/// Says which fields come from flags, for refusals.
+fn name_flags(parsed: &mut ParsedFile<Cluster>, args: &CreateArgs) {
+    if let Some(target) = args.target {
+        parsed.given_by_flag("scaleSettings", format!("--target {target}"));
+    }
+    if let Some(class) = &args.vm_size {
+        parsed.given_by_flag("vmSize", format!("--vm-size {class}"));
+    }
 }
 
 fn override_by_flags(cluster: &mut Cluster, args: &CreateArgs) {

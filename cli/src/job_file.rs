@@ -56,6 +56,12 @@ impl Source {
         warn(&parsed.warnings);
         Ok(ParsedFile {
             name: self.name.clone(),
+            roots: if M::NAME == "Cluster" {
+                &["cluster."]
+            } else {
+                &["job.", "spec."]
+            },
+            flags: Vec::new(),
             parsed,
         })
     }
@@ -78,6 +84,10 @@ fn warn(warnings: &[Issue]) {
 /// A file and the message it says.
 pub(crate) struct ParsedFile<M> {
     name: String,
+    /// Schedulers may name fields from the root of the request; the file begins inside.
+    roots: &'static [&'static str],
+    /// Fields that the command line has given instead of the file, each with its flag.
+    flags: Vec<(&'static str, String)>,
     parsed: Parsed<M>,
 }
 
@@ -85,6 +95,11 @@ impl<M> ParsedFile<M> {
     /// The message.
     pub(crate) fn message(&self) -> &M {
         &self.parsed.message
+    }
+
+    /// The command line has given this field: what is wrong with it is wrong with the flag.
+    pub(crate) fn given_by_flag(&mut self, field: &'static str, flag: String) {
+        self.flags.push((field, flag));
     }
 
     /// An error of those violations, each with its place, in the order of the file.
@@ -123,19 +138,29 @@ impl<M> ParsedFile<M> {
 
     /// Place and text of a violation.
     fn line(&self, field: &str, message: &str) -> ((usize, usize), String) {
-        // Schedulers name fields from the root of the request or of the resource; files begin inside.
-        let field = strip(strip(strip(field, "job."), "cluster."), "spec.");
+        let field = self.roots.iter().fold(field, |field, root| {
+            field.strip_prefix(root).unwrap_or(field)
+        });
+        let is_of = |given: &str| {
+            field
+                .strip_prefix(given)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+        };
+        if let Some((_, flag)) = self.flags.iter().find(|(given, _)| is_of(given)) {
+            return ((0, 0), format!("{flag}: {message}"));
+        }
         // Whatever belongs to nothing in the file belongs to the file.
         let (line, column) = self.parsed.locate(field).unwrap_or((1, 1));
+        let of_field = if field.is_empty() {
+            String::new()
+        } else {
+            format!("{field}: ")
+        };
         (
             (line, column),
-            format!("{}:{line}:{column}: {field}: {message}", self.name),
+            format!("{}:{line}:{column}: {of_field}{message}", self.name),
         )
     }
-}
-
-fn strip<'a>(field: &'a str, prefix: &str) -> &'a str {
-    field.strip_prefix(prefix).unwrap_or(field)
 }
 
 #[cfg(test)]
@@ -175,6 +200,26 @@ mod tests {
         assert!(
             text.ends_with(": nodeCount: the cluster can never hold that many"),
             "{text}"
+        );
+    }
+
+    #[test]
+    fn what_a_flag_has_given_is_no_fault_of_the_file() {
+        let mut parsed = parse("{\"properties\": {\"nodeCount\": 9}}").ok().unwrap();
+        parsed.given_by_flag("cluster", "--cluster c".into());
+        let wrong = |field: &str| {
+            vec![FieldViolation {
+                field: field.into(),
+                message: "no".into(),
+            }]
+        };
+        assert_eq!(
+            parsed.refusal(wrong("cluster.id")).to_string(),
+            "--cluster c: no"
+        );
+        assert_eq!(
+            parsed.refusal(wrong("clusters")).to_string(),
+            "job.json:1:1: clusters: no"
         );
     }
 

@@ -36,7 +36,12 @@ pub(crate) struct CreateArgs {
     #[arg(long)]
     follow: bool,
     /// Value of <AZURE_BATCHAI_STORAGE_ACCOUNT> in the job file; matters to bindings ACCOUNT/SHARE only [default: storage]
-    #[arg(long, value_name = "ACCOUNT", env = "AZURE_BATCHAI_STORAGE_ACCOUNT")]
+    #[arg(
+        long,
+        value_name = "ACCOUNT",
+        env = "AZURE_BATCHAI_STORAGE_ACCOUNT",
+        hide_env_values = true
+    )]
     storage_account_name: Option<String>,
     /// Accepted for compatibility; bindings need no key and none is sent
     #[arg(long, value_name = "KEY", hide = true)]
@@ -46,7 +51,10 @@ pub(crate) struct CreateArgs {
 /// Does what the command says.
 pub(super) async fn run(context: &Context, args: CreateArgs) -> Result<u8, Error> {
     let name = args.name.resolve()?;
-    let parsed = Source::read(&args.file)?.parse::<JobSpec>()?;
+    let mut parsed = Source::read(&args.file)?.parse::<JobSpec>()?;
+    if let Some(cluster) = &args.cluster {
+        parsed.given_by_flag("cluster", format!("--cluster {cluster}"));
+    }
     let spec = complete(&parsed, &name, &args)?;
     let api = context.api()?;
     let request = CreateJobRequest {

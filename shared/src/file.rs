@@ -134,24 +134,41 @@ impl<M> Parsed<M> {
         }
     }
 
-    /// Refuses the file if there is anything wrong with what it says.
-    fn check(self, violations: Vec<FieldViolation>) -> Result<Self, FileErrors> {
-        if violations.is_empty() {
+    /// Refuses the file if its form was wrong in places or there is anything wrong with what it says.
+    fn check(
+        self,
+        mut errors: Vec<Issue>,
+        violations: Vec<FieldViolation>,
+    ) -> Result<Self, FileErrors> {
+        // A value of the wrong form was not read: what seems to be missing for that is no second mistake.
+        let known: Vec<String> = errors.iter().map(|error| error.field.clone()).collect();
+        for violation in violations {
+            if known.iter().any(|field| related(field, &violation.field)) {
+                continue;
+            }
+            let place = self.place(&violation.field).unwrap_or(Position::START);
+            errors.push(issue(&self.file, place, violation.field, violation.message));
+        }
+        if errors.is_empty() {
             return Ok(self);
         }
-        let mut errors: Vec<Issue> = violations
-            .into_iter()
-            .map(|violation| {
-                let place = self.place(&violation.field).unwrap_or(Position::START);
-                issue(&self.file, place, violation.field, violation.message)
-            })
-            .collect();
         errors.sort_by_key(|error| (error.line, error.column));
         Err(FileErrors {
             errors,
             warnings: self.warnings,
         })
     }
+}
+
+/// Whether one path is the other or lies inside it.
+fn related(a: &str, b: &str) -> bool {
+    let inside = |outer: &str, inner: &str| {
+        outer.is_empty()
+            || inner
+                .strip_prefix(outer)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    };
+    inside(a, b) || inside(b, a)
 }
 
 fn issue(file: &str, position: Position, field: String, message: String) -> Issue {
@@ -173,6 +190,19 @@ pub fn read<M>(name: &str, text: &str, format: Format) -> Result<Parsed<M>, File
 where
     M: Message + Name + Default,
 {
+    let (parsed, errors) = read_all(name, text, format)?;
+    parsed.check(errors, Vec::new())
+}
+
+/// Reads what can be read, beside what is wrong with the rest. Fails where nothing can be read.
+fn read_all<M>(
+    name: &str,
+    text: &str,
+    format: Format,
+) -> Result<(Parsed<M>, Vec<Issue>), FileErrors>
+where
+    M: Message + Name + Default,
+{
     let refuse = |position, message: String| FileErrors {
         errors: vec![issue(name, position, String::new(), message)],
         warnings: Vec::new(),
@@ -191,22 +221,35 @@ where
     convert::convert(name, &root)
 }
 
+fn read_and_check<M>(
+    name: &str,
+    text: &str,
+    format: Format,
+    check: impl FnOnce(&M) -> Vec<FieldViolation>,
+) -> Result<Parsed<M>, FileErrors>
+where
+    M: Message + Name + Default,
+{
+    let (parsed, errors) = read_all(name, text, format)?;
+    let violations = check(&parsed.message);
+    parsed.check(errors, violations)
+}
+
 /// Reads a job file and checks the job. A missing `cluster` is no error here: the command may name it; whoever
 /// fills it in must check again with [`validate::job`].
 pub fn job_file(name: &str, text: &str, format: Format) -> Result<Parsed<JobSpec>, FileErrors> {
-    let parsed: Parsed<JobSpec> = read(name, text, format)?;
-    let mut violations = validate::job(&parsed.message);
-    if parsed.message.cluster.is_none() {
-        violations.retain(|violation| violation.field != "cluster");
-    }
-    parsed.check(violations)
+    read_and_check(name, text, format, |spec: &JobSpec| {
+        let mut violations = validate::job(spec);
+        if spec.cluster.is_none() {
+            violations.retain(|violation| violation.field != "cluster");
+        }
+        violations
+    })
 }
 
 /// Reads a cluster file and checks the cluster.
 pub fn cluster_file(name: &str, text: &str, format: Format) -> Result<Parsed<Cluster>, FileErrors> {
-    let parsed: Parsed<Cluster> = read(name, text, format)?;
-    let violations = validate::cluster(&parsed.message);
-    parsed.check(violations)
+    read_and_check(name, text, format, validate::cluster)
 }
 
 /// Reads a workspace file and checks the workspace.
@@ -215,9 +258,7 @@ pub fn workspace_file(
     text: &str,
     format: Format,
 ) -> Result<Parsed<Workspace>, FileErrors> {
-    let parsed: Parsed<Workspace> = read(name, text, format)?;
-    let violations = validate::workspace(&parsed.message);
-    parsed.check(violations)
+    read_and_check(name, text, format, validate::workspace)
 }
 
 /// Reads a file-server file and checks the file server.
@@ -226,7 +267,5 @@ pub fn file_server_file(
     text: &str,
     format: Format,
 ) -> Result<Parsed<FileServer>, FileErrors> {
-    let parsed: Parsed<FileServer> = read(name, text, format)?;
-    let violations = validate::file_server(&parsed.message);
-    parsed.check(violations)
+    read_and_check(name, text, format, validate::file_server)
 }

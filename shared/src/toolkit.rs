@@ -33,10 +33,7 @@ pub enum Toolkit {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum ToolkitError {
     /// There is no settings object.
-    #[error(
-        "no toolkit: write exactly one of {}",
-        keys(&Toolkit::ALL)
-    )]
+    #[error("no toolkit: write exactly one of {}", launchable_keys())]
     Missing,
     /// There is more than one settings object.
     #[error("several toolkits: {}; keep exactly one of them", keys(.0))]
@@ -49,6 +46,15 @@ pub enum ToolkitError {
 fn keys(toolkits: &[Toolkit]) -> String {
     let keys: Vec<_> = toolkits.iter().map(|toolkit| toolkit.key()).collect();
     keys.join(", ")
+}
+
+/// Keys of the toolkits that can be started, for messages.
+pub(crate) fn launchable_keys() -> String {
+    let launchable: Vec<Toolkit> = Toolkit::ALL
+        .into_iter()
+        .filter(|toolkit| toolkit.launchable())
+        .collect();
+    keys(&launchable)
 }
 
 impl Toolkit {

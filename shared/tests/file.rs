@@ -288,7 +288,7 @@ fn every_mistake_is_found_with_its_field() {
             "/pyTorchSettings",
             json!(null),
             "",
-            "no toolkit: write exactly one of cntkSettings, pyTorch",
+            "no toolkit: write exactly one of pyTorchSettings, custom",
         ),
         (
             "/pyTorchSettings",
@@ -514,8 +514,10 @@ fn all_mistakes_of_a_file_are_reported_in_its_order() {
   "nodeCount": 0,
   "stdOutErrPathPrefix": "logs",
   "torchrunSettings": {
-    "nprocPerNode": 5000
-  }
+    "nprocPerNode": 5000,
+    "maxRestarts": "2"
+  },
+  "mountVolumes": "none"
 }"#;
     let refused = file::job_file("job.json", text, Format::Json).unwrap_err();
     let shown = refused.to_string();
@@ -529,7 +531,9 @@ fn all_mistakes_of_a_file_are_reported_in_its_order() {
             "job.json:2:16",
             "job.json:3:26",
             "job.json:4:3",
-            "job.json:5:21"
+            "job.json:5:21",
+            "job.json:6:20",
+            "job.json:8:19"
         ]
     );
 }

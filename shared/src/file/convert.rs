@@ -19,8 +19,8 @@ const SILENT: &[&str] = &["$schema"];
 /// Holds the fields in Batch AI's envelope.
 const ENVELOPE: &str = "properties";
 
-/// Turns the values of a file into `M`.
-pub(super) fn convert<M>(name: &str, root: &Node) -> Result<Parsed<M>, FileErrors>
+/// Turns the values of a file into `M` as far as they fit, beside the errors about the rest.
+pub(super) fn convert<M>(name: &str, root: &Node) -> Result<(Parsed<M>, Vec<Issue>), FileErrors>
 where
     M: Message + Name + Default,
 {
@@ -40,25 +40,22 @@ where
     };
     let dynamic = reader.file(root, &descriptor);
     let Reader {
-        mut errors,
+        errors,
         mut warnings,
         positions,
         ..
     } = reader;
-    errors.sort_by_key(|error| (error.line, error.column));
     warnings.sort_by_key(|warning| (warning.line, warning.column));
-    if !errors.is_empty() {
-        return Err(FileErrors { errors, warnings });
-    }
     let message = dynamic
         .transcode_to()
         .map_err(|_| broken("what was read does not fit the protocol; report this as a bug"))?;
-    Ok(Parsed {
+    let parsed = Parsed {
         message,
         warnings,
         file: name.to_owned(),
         positions,
-    })
+    };
+    Ok((parsed, errors))
 }
 
 struct Reader<'a> {
@@ -180,7 +177,7 @@ impl Reader<'_> {
             return self.single(node, &field.kind(), path);
         }
         let Value::List(items) = &node.value else {
-            let text = format!("expected a list, found {}", node.value.kind());
+            let text = expected_list(field, &node.value);
             self.error(node.position, path, text);
             return None;
         };
@@ -304,6 +301,22 @@ fn expected_object(message: &MessageDescriptor, found: &Value) -> String {
         (false, true) => format!("write an object with {}, ...", keys.join(", ")),
     };
     format!("expected an object, found {}; {example}", found.kind())
+}
+
+fn expected_list(field: &FieldDescriptor, found: &Value) -> String {
+    let found = found.kind();
+    match field.kind() {
+        Kind::Message(item) => {
+            let keys: Vec<String> = item
+                .fields()
+                .map(|field| field.json_name().to_owned())
+                .take(4)
+                .collect();
+            let keys = keys.join(", ");
+            format!("expected a list, found {found}; write a list of objects with {keys}")
+        }
+        _ => format!("expected a list, found {found}"),
+    }
 }
 
 fn read_duration(descriptor: &MessageDescriptor, value: &Value) -> Result<Field, String> {

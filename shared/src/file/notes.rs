@@ -69,7 +69,10 @@ pub(super) fn unknown(key: &str, message: &MessageDescriptor, root: &MessageDesc
     let inside: Vec<String> = message
         .fields()
         .filter(|field| match field.kind() {
-            Kind::Message(inner) => !field.is_map() && inner.get_field_by_json_name(key).is_some(),
+            // Names and ids of the entries of lists say nothing.
+            Kind::Message(inner) => {
+                !field.is_list() && !field.is_map() && inner.get_field_by_json_name(key).is_some()
+            }
             _ => false,
         })
         .map(|field| field.json_name().to_owned())
@@ -98,13 +101,18 @@ fn closest(key: &str, message: &MessageDescriptor) -> Option<String> {
             .collect()
     };
     let wanted = bare(key);
-    message
-        .fields()
-        .map(|field| field.json_name().to_owned())
+    let names = || message.fields().map(|field| field.json_name().to_owned());
+    let near = names()
         .map(|name| (distance(&wanted, &bare(&name)), name))
         .filter(|(distance, name)| *distance * 4 <= name.len().min(8))
         .min()
-        .map(|(_, name)| name)
+        .map(|(_, name)| name);
+    near.or_else(|| {
+        // The beginning of one key, as command is of commandLine.
+        let mut longer =
+            names().filter(|name| wanted.len() >= 4 && bare(name).starts_with(&wanted));
+        longer.next().filter(|_| longer.next().is_none())
+    })
 }
 
 /// Letters to insert, delete or replace (Levenshtein).
@@ -157,6 +165,8 @@ mod tests {
             ("NodeCount", &root, "did you mean nodeCount?"),
             ("nodeCuont", &root, "did you mean nodeCount?"),
             ("pytorchSettings", &root, "did you mean pyTorchSettings?"),
+            ("stdOutErrPath", &root, "did you mean stdOutErrPathPrefix?"),
+            ("name", &root, "unknown key, ignored"),
             ("nprocPerNode", &root, "it belongs into torchrunSettings"),
             ("mountPath", &root, "unknown key, ignored"),
             ("nodeCount", &settings, "it belongs to the outermost object"),

@@ -25,10 +25,21 @@ pub(super) fn parse(text: &str) -> Result<Node, SyntaxError> {
             break;
         }
     }
-    builder.root.ok_or_else(|| SyntaxError {
-        position: Position::START,
-        message: "the file is empty".to_owned(),
-    })
+    let refuse = |position, message: &str| SyntaxError {
+        position,
+        message: message.to_owned(),
+    };
+    match builder.root {
+        None => Err(refuse(Position::START, "the file is empty")),
+        Some(Node {
+            position,
+            value: Value::Text(text),
+        }) if text.contains(':') => Err(refuse(
+            position,
+            "not valid YAML: a space is missing after the `:`, or the file is something else",
+        )),
+        Some(root) => Ok(root),
+    }
 }
 
 fn position(marker: &Marker) -> Position {
@@ -39,9 +50,20 @@ fn position(marker: &Marker) -> Position {
 }
 
 fn scan_error(error: &ScanError) -> SyntaxError {
+    // The parser's words are those of the specification.
+    let info = error.info();
+    let advice = if info.contains("tab") {
+        "; indent with spaces, not with tabs"
+    } else if info.contains("mapping values are not allowed") {
+        "; check the indentation, and put values that hold `: ` in quotes"
+    } else if info.contains("quoted scalar") && info.contains("end of stream") {
+        "; the closing quote is missing"
+    } else {
+        ""
+    };
     SyntaxError {
         position: position(error.marker()),
-        message: format!("not valid YAML: {}", error.info()),
+        message: format!("not valid YAML: {info}{advice}"),
     }
 }
 

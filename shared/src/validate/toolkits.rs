@@ -6,7 +6,7 @@ use trainyard_proto::v1::{
 
 use super::checks::Checker;
 use super::{MAX_NODES, MAX_PATH_BYTES, MAX_PROCESSES_PER_NODE};
-use crate::toolkit::{Toolkit, ToolkitError};
+use crate::toolkit::{Toolkit, ToolkitError, launchable_keys};
 
 const SCRIPT: &str = "the path of a script, such as $AZ_BATCHAI_JOB_MOUNT_ROOT/scripts/train.py";
 
@@ -34,15 +34,6 @@ pub(super) fn check(c: &mut Checker, spec: &JobSpec) {
         Ok(_) => {}
     }
     settings(c, spec);
-}
-
-fn launchable_keys() -> String {
-    let keys: Vec<_> = Toolkit::ALL
-        .into_iter()
-        .filter(|toolkit| toolkit.launchable())
-        .map(Toolkit::key)
-        .collect();
-    keys.join(", ")
 }
 
 fn settings(c: &mut Checker, spec: &JobSpec) {

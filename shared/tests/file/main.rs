@@ -119,8 +119,6 @@ fn line(text: &str, word: &str) -> usize {
     1 + text.lines().position(|line| line.contains(word)).unwrap()
 }
 
-/// Sets a value by its path; null removes it.
-
 #[test]
 fn the_format_is_guessed() {
     for (name, text, format) in [

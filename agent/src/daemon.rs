@@ -188,13 +188,13 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         board: board.clone(),
         cluster_mounts: ClusterMounts::default(),
     });
-    let (found, unreadable) = record::scan(&host.dirs).map_err(data(&host.dirs.attempts()))?;
-    for (dir, error) in unreadable {
+    let scan = record::scan(&host.dirs).map_err(data(&host.dirs.attempts()))?;
+    for (dir, error) in scan.unreadable {
         warn!(dir = %dir.display(), %error, "not the record of an attempt; ending what it left");
         leftovers::discard(&dir).await;
     }
-    leftovers::sweep(&host, &found).await;
-    let supervisor = Supervisor::new(Arc::clone(&host), found, config.spool_keep_bytes);
+    leftovers::sweep(&host, &scan.found).await;
+    let supervisor = Supervisor::new(Arc::clone(&host), scan.found, config.spool_keep_bytes);
 
     let listener = TcpListener::bind(config.listen)
         .await

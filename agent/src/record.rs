@@ -200,15 +200,24 @@ pub fn read(dir: &Path) -> io::Result<Found> {
     })
 }
 
+/// What lies on the disk.
+#[derive(Debug, Default)]
+pub struct Scan {
+    /// The attempts, oldest first.
+    pub found: Vec<Found>,
+    /// Directories that hold no usable record, and why.
+    pub unreadable: Vec<(PathBuf, io::Error)>,
+}
+
 /// Reads every attempt on the node. Those that cannot be read come back by directory.
 ///
 /// # Errors
 /// When the directory of attempts itself cannot be read. A missing one holds nothing.
-pub fn scan(dirs: &Dirs) -> io::Result<(Vec<Found>, Vec<(PathBuf, io::Error)>)> {
-    let (mut found, mut unreadable) = (Vec::new(), Vec::new());
+pub fn scan(dirs: &Dirs) -> io::Result<Scan> {
+    let mut scan = Scan::default();
     let attempts = match fs::read_dir(dirs.attempts()) {
         Ok(attempts) => attempts,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((found, unreadable)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(scan),
         Err(error) => return Err(error),
     };
     for attempt in attempts {
@@ -217,17 +226,18 @@ pub fn scan(dirs: &Dirs) -> io::Result<(Vec<Found>, Vec<(PathBuf, io::Error)>)> 
             Ok(attempt) => {
                 let key = AttemptKey::of(&attempt.assignment);
                 if dirs.state_dir(&key.uid, key.attempt) == dir {
-                    found.push(attempt);
+                    scan.found.push(attempt);
                 } else {
                     let message = format!("holds the record of attempt {key}");
-                    unreadable.push((dir, io::Error::new(io::ErrorKind::InvalidData, message)));
+                    let error = io::Error::new(io::ErrorKind::InvalidData, message);
+                    scan.unreadable.push((dir, error));
                 }
             }
-            Err(error) => unreadable.push((dir, error)),
+            Err(error) => scan.unreadable.push((dir, error)),
         }
     }
-    found.sort_by_key(|attempt| attempt.assignment.epoch);
-    Ok((found, unreadable))
+    scan.found.sort_by_key(|attempt| attempt.assignment.epoch);
+    Ok(scan)
 }
 
 /// Replaces a file as a whole; a reader sees the old or the new bytes.
@@ -302,7 +312,7 @@ mod tests {
         };
         store(&dir, &progress).unwrap();
 
-        let (found, unreadable) = scan(&dirs).unwrap();
+        let Scan { found, unreadable } = scan(&dirs).unwrap();
         assert!(unreadable.is_empty());
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].progress, progress);
@@ -320,14 +330,10 @@ mod tests {
         let misplaced = dirs.state_dir("other", 2);
         begin(&misplaced, &assignment()).unwrap();
         store(&misplaced, &Progress::default()).unwrap();
-        let (found, unreadable) = scan(&dirs).unwrap();
+        let Scan { found, unreadable } = scan(&dirs).unwrap();
         assert!(found.is_empty());
         assert_eq!(unreadable.len(), 2);
-        assert!(
-            scan(&Dirs::new(root.path().join("nothing")))
-                .unwrap()
-                .0
-                .is_empty()
-        );
+        let nothing = scan(&Dirs::new(root.path().join("nothing"))).unwrap();
+        assert!(nothing.found.is_empty());
     }
 }

@@ -43,6 +43,9 @@ const OUTGOING_MAX: usize = 4;
 /// Longest pause between two heartbeats, whatever the scheduler asks for.
 const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
 
+/// Least time between two complaints in the log that no scheduler accepts a session.
+const COMPLAINT_INTERVAL: Duration = Duration::from_secs(30);
+
 /// Largest message taken from a scheduler, in bytes: a desired view.
 const MESSAGE_MAX: usize = 64 * 1024 * 1024;
 
@@ -112,6 +115,7 @@ pub async fn run(mut context: Context, mut lease: Lease) {
     let mut redirect: Option<String> = None;
     let mut redirects = 0;
     let mut pause = PAUSE_MIN;
+    let mut complained: Option<Instant> = None;
     while !context.events.is_closed() {
         let redirected = redirect.is_some();
         let Some(server) = redirect
@@ -129,11 +133,14 @@ pub async fn run(mut context: Context, mut lease: Lease) {
                 return;
             }
             warn!(server, reason = %ended, "session ended");
-        } else {
+            complained = None;
+        } else if matches!(ended, Ended::Redirected(_))
+            || complained.is_some_and(|at| at.elapsed() < COMPLAINT_INTERVAL)
+        {
             debug!(server, reason = %ended, "no session");
-        }
-        if let Ended::OldTerm { .. } = ended {
-            warn!(server, "{ended}");
+        } else {
+            warn!(server, reason = %ended, "no session; trying on");
+            complained = Some(Instant::now());
         }
         match ended {
             Ended::Redirected(leader) if redirects < REDIRECTS_MAX => {

@@ -133,7 +133,7 @@ impl Supervisor {
                 },
                 _ = progress.changed() => self.note_cleaned(),
                 _ = deadline.changed() => false,
-                () = until(lease), if self.must_watch(lease) => true,
+                () = until(lease), if self.must_watch() => true,
             };
             if woken {
                 self.reconcile(*deadline.borrow());
@@ -142,7 +142,7 @@ impl Supervisor {
     }
 
     /// Whether the end of the lease would concern a running attempt.
-    fn must_watch(&self, _lease: u64) -> bool {
+    fn must_watch(&self) -> bool {
         self.slots.values().any(|slot| match slot.state {
             State::Active { fenced, .. } => !fenced,
             State::Found(_) | State::Cleaned => false,

@@ -3,7 +3,7 @@
 //! It goes on until nothing is left but the logs: a node that is not clean takes no other work, and says so. Nothing
 //! is removed below a mount point, ever: what is mounted is unmounted first, or the removal is refused.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -24,6 +24,7 @@ impl Runner {
     pub(super) async fn clean_up(&mut self) {
         let started = Instant::now();
         self.end_tasks().await;
+        self.outlast().await;
         if self.layout.is_none() {
             // Stopped before the first step, or resumed only to be ended.
             self.layout = Layout::new(&self.host.dirs, &self.assignment, &self.host.facts).ok();
@@ -71,11 +72,7 @@ impl Runner {
                     continue;
                 }
             };
-            let Some((name, end)) = next else { return };
-            let leftover = match &end {
-                Ok(record) => record.leftover.clone(),
-                Err(_) => Vec::new(),
-            };
+            let Some((name, end)) = next else { break };
             match plans.iter().find(|plan| plan.name == name) {
                 Some(plan) => {
                     let (exit_code, _) = self.judge(plan, &name, end).await;
@@ -84,7 +81,6 @@ impl Runner {
                 }
                 None => self.log.line(&format!("task {name} ended")),
             }
-            self.outlast(&leftover).await;
         }
     }
 
@@ -126,7 +122,8 @@ impl Runner {
     }
 
     /// Waits for processes that SIGKILL has not ended yet, as in an uninterruptible call to a hung file server.
-    async fn outlast(&mut self, left: &[Leftover]) {
+    async fn outlast(&mut self) {
+        let left = std::mem::take(&mut self.left);
         let mut pause = RETRY_MIN;
         let mut said = false;
         while left.iter().any(is_alive) {
@@ -168,7 +165,7 @@ impl Runner {
         }
     }
 
-    async fn release(&mut self, target: &PathBuf) -> Result<(), String> {
+    async fn release(&mut self, target: &Path) -> Result<(), String> {
         let host = Arc::clone(&self.host);
         let turn = host.cluster_mounts.turn(target).await;
         let result = if host.cluster_mounts.release(target, &self.key) {

@@ -6,9 +6,10 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::watch;
+use tokio::time::timeout;
 use trainyard_proto::v1::{Assignment, AttemptNodePhase, AttemptPhase};
 
 use super::log::ExecutionLog;
@@ -21,7 +22,7 @@ use crate::layout::Layout;
 use crate::reconcile::AttemptKey;
 use crate::record::{self, Directory, Progress};
 use crate::share::{MakeDirectory, Share};
-use crate::shim::{self, ExitReason};
+use crate::shim::{self, ExitReason, Leftover};
 use crate::volumes;
 
 /// Why a step did not end by itself.
@@ -40,6 +41,9 @@ impl From<Problem> for Interrupt {
     }
 }
 
+/// Longest search for a free port.
+const PORT_MAX: Duration = Duration::from_secs(10);
+
 type Step<T> = Result<T, Interrupt>;
 
 /// Attends to one attempt.
@@ -54,6 +58,8 @@ pub(super) struct Runner {
     pub(super) tasks: Tasks,
     pub(super) share: Arc<Share>,
     pub(super) layout: Option<Layout>,
+    /// Processes of ended tasks that SIGKILL has not ended.
+    pub(super) left: Vec<Leftover>,
     /// Keeps the port of the rendezvous from others until the launch.
     held_port: Option<std::net::TcpListener>,
 }
@@ -86,6 +92,7 @@ impl Runner {
             tasks: Tasks::default(),
             share,
             layout: None,
+            left: Vec::new(),
             held_port: None,
         }
     }
@@ -294,9 +301,9 @@ impl Runner {
     /// Reports that this node is prepared and waits until all are.
     async fn barrier(&mut self) -> Step<()> {
         let master = self.assignment.node_index == 0;
-        if master && !self.progress.launched {
+        if master && !self.progress.launched && launch::needs_port(&self.assignment) {
             // Also for an attempt of one node, whose ranks may be several.
-            self.hold_port();
+            self.hold_port().await?;
         }
         let told = self.goal.borrow().assignment.phase();
         if told != AttemptPhase::Run && !self.progress.launched {
@@ -323,33 +330,42 @@ impl Runner {
         Ok(())
     }
 
-    fn hold_port(&mut self) {
+    /// Finds a port that is free and keeps it until the launch.
+    async fn hold_port(&mut self) -> Step<()> {
         let address = usize::try_from(self.assignment.node_index)
             .ok()
             .and_then(|index| self.assignment.nodes.get(index))
-            .map_or("", |node| node.address.as_str());
-        let wanted = self.progress.status.rendezvous_port;
-        // After a restart of the agent the port that was reported before, if nobody took it meanwhile.
-        let again = u16::try_from(wanted)
-            .ok()
-            .filter(|port| *port != 0)
-            .and_then(|port| std::net::TcpListener::bind((address, port)).ok());
-        if again.is_some() {
-            self.held_port = again;
-            return;
-        }
-        if wanted != 0 {
-            return;
-        }
-        match launch::free_port(address) {
-            Ok((port, listener)) => {
-                self.progress.status.rendezvous_port = u32::from(port);
-                self.held_port = Some(listener);
+            .map_or_else(String::new, |node| node.address.clone());
+        // After a restart of the agent it is the port that was reported before, if nobody took it meanwhile.
+        let before = u16::try_from(self.progress.status.rendezvous_port).unwrap_or_default();
+        // The address may be a name, and resolving one can take long.
+        let finding = tokio::task::spawn_blocking(move || {
+            if before == 0 {
+                return launch::free_port(&address).map(|(port, held)| (port, Some(held)));
             }
-            Err(error) => self
-                .log
-                .line(&format!("no port for the rendezvous of the ranks: {error}")),
+            let held = std::net::TcpListener::bind((address.as_str(), before)).ok();
+            Ok((before, held))
+        });
+        let found = interruptible(&mut self.goal, timeout(PORT_MAX, finding)).await?;
+        match found {
+            Ok(Ok(Ok((port, held)))) => {
+                self.progress.status.rendezvous_port = u32::from(port);
+                self.held_port = held;
+                Ok(())
+            }
+            Ok(Ok(Err(error))) => Err(self.no_port(&error)),
+            Ok(Err(error)) => Err(self.no_port(&std::io::Error::other(error))),
+            Err(_) => Err(self.no_port(&std::io::Error::from(std::io::ErrorKind::TimedOut))),
         }
+    }
+
+    fn no_port(&self, error: &std::io::Error) -> Interrupt {
+        Problem::node(
+            &self.assignment,
+            "no port for the rendezvous of the ranks",
+            error,
+        )
+        .into()
     }
 
     /// Starts the tasks of this node, or finds them running. Returns their plans.
@@ -480,6 +496,7 @@ impl Runner {
                 return (-1, Some(Problem::task_lost(&self.assignment, name, &lost)));
             }
         };
+        self.left.extend(&record.leftover);
         let time = millis(record.time_ms);
         let problem = match record.reason {
             ExitReason::Lease => Some(Problem::node_lost(

@@ -1,6 +1,6 @@
 //! The tasks of an attempt on this node that run now, each under its shim.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::task::JoinSet;
 
@@ -14,12 +14,14 @@ pub(super) type End = Result<ExitRecord, TaskLost>;
 pub(super) struct Tasks {
     waiting: JoinSet<(String, End)>,
     controls: BTreeMap<String, Control>,
+    known: BTreeSet<String>,
 }
 
 impl Tasks {
     /// Attends to a task that was started.
     pub(super) fn add(&mut self, name: &str, mut handle: Handle) {
         self.controls.insert(name.to_owned(), handle.control());
+        self.known.insert(name.to_owned());
         let name = name.to_owned();
         self.waiting
             .spawn(async move { (name, handle.wait().await) });
@@ -37,13 +39,14 @@ impl Tasks {
             Adopted::Lost(lost) => Err(lost),
         };
         let name = name.to_owned();
+        self.known.insert(name.clone());
         self.waiting.spawn(std::future::ready((name, end)));
         true
     }
 
-    /// Whether a task of this name is attended to.
+    /// Whether a task of this name is or was attended to.
     pub(super) fn contains(&self, name: &str) -> bool {
-        self.controls.contains_key(name)
+        self.known.contains(name)
     }
 
     /// How many run.

@@ -1,13 +1,17 @@
 //! The life of attempts, with real processes.
 
 use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use trainyard_proto::v1::{
     AttemptNodePhase as Phase, AttemptPhase, EnvironmentVariable, PyTorchSettings,
 };
 
-use crate::node::{Agent, Change, Place, key, until_file};
+use trainyard_agent::confine::TaskUser;
+use trainyard_agent::leftovers;
+
+use crate::node::{Agent, Change, Place, host, key, until_file};
 
 #[tokio::test]
 async fn a_job_runs_and_leaves_its_output_and_nothing_else() {
@@ -120,6 +124,14 @@ async fn failures_name_their_cause() {
     assert_eq!(status.errors[0].code, "LaunchError");
     assert!(status.errors[0].message.contains("train.py"), "{status:?}");
     agent.finish(&fails).await;
+
+    // Each attempt has its own log; the one that lay there is kept aside.
+    assert!(place.read("execution.log").contains("attempt 4 of"));
+    assert!(
+        place
+            .read("execution.log.attempt-1")
+            .contains("attempt 1 of")
+    );
 }
 
 #[tokio::test]
@@ -131,7 +143,7 @@ async fn several_nodes_meet_before_the_launch() {
         .phase(AttemptPhase::Prepare);
     agent.desire(&[&job]).await;
     let status = agent.until(&job, Phase::Prepared).await;
-    assert_ne!(status.rendezvous_port, 0);
+    assert_eq!(status.rendezvous_port, 0, "one command has no ranks");
     assert!(status.files.contains(&"execution-n1.log".to_owned()));
     let here = place.share().join("segment/outputs/models/here");
     assert!(!here.exists());
@@ -307,4 +319,132 @@ async fn a_stop_in_the_middle_of_the_preparation_leaves_nothing() {
     assert!(status.errors.is_empty(), "{status:?}");
     let left = fs::read_dir(place.data().join("jobs")).unwrap().count();
     assert_eq!(left, 0);
+}
+
+#[tokio::test]
+async fn tasks_of_an_earlier_boot_are_lost_with_it() {
+    let place = Place::new();
+    let mut agent = Agent::start(&place);
+    let job = place.job("sleep 0.2");
+    agent.desire(&[&job]).await;
+    agent.until(&job, Phase::Running).await;
+    agent.die().await;
+
+    let mut rebooted = host(&place);
+    rebooted.boot_id = "the next one".to_owned();
+    let mut agent = Agent::start_as(rebooted, 1 << 30);
+    agent.desire(&[&job]).await;
+    let status = agent.until(&job, Phase::Failed).await;
+    assert_eq!(status.errors[0].code, "NodeLost");
+    agent.finish(&job).await;
+}
+
+#[tokio::test]
+async fn a_share_that_hangs_fails_the_job_and_not_the_node() {
+    let place = Place::new();
+    // A helper that never answers, as one in the grip of a dead file server.
+    let hung = place.path().join("hung");
+    fs::write(&hung, "#!/bin/sh\nexec sleep 1000\n").unwrap();
+    fs::set_permissions(&hung, fs::Permissions::from_mode(0o755)).unwrap();
+    let mut slow = host(&place);
+    slow.share.program = hung;
+    slow.share.deadline = Duration::from_millis(200);
+    let mut agent = Agent::start_as(slow, 1 << 30);
+    let job = place.job("true");
+    agent.desire(&[&job]).await;
+    let status = agent.until(&job, Phase::Failed).await;
+    assert_eq!(status.errors[0].code, "OutputDirectoryError");
+    assert!(status.errors[0].message.contains("the storage hangs"));
+    agent.finish(&job).await;
+}
+
+#[tokio::test]
+async fn old_logs_make_room_for_new_ones() {
+    let place = Place::new();
+    let mut agent = Agent::start_as(host(&place), 5_000);
+    let mut attempts = Vec::new();
+    for attempt in 1..=3 {
+        let mut job = place.job("head -c 3000 /dev/zero");
+        (job.attempt, job.epoch) = (attempt, u64::from(attempt) * 10);
+        agent.desire(&[&job]).await;
+        agent.until(&job, Phase::Exited).await;
+        agent.finish(&job).await;
+        attempts.push(job);
+    }
+    agent.desire(&[]).await;
+    let spool = |attempt: usize| {
+        let job = &attempts[attempt - 1];
+        agent.host.dirs.spool_dir(&job.uid, job.attempt)
+    };
+    let gone = async {
+        while spool(1).exists() || spool(2).exists() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(crate::node::PATIENCE, gone)
+        .await
+        .unwrap();
+    assert!(spool(3).join("stdout.txt").exists());
+    assert!(agent.host.board.files(&key(&attempts[0])).is_none());
+    assert!(agent.host.board.files(&key(&attempts[2])).is_some());
+}
+
+#[tokio::test]
+async fn what_no_record_explains_is_ended_and_removed() {
+    let place = Place::new();
+    let mut agent = Agent::start(&place);
+    let pid = place.path().join("pid");
+    let job = place.job(&format!("echo $$ > {}; exec sleep 1000", pid.display()));
+    agent.desire(&[&job]).await;
+    agent.until(&job, Phase::Running).await;
+    let pid = until_file(&pid, |text| text.ends_with('\n')).await;
+    agent.die().await;
+    let host = host(&place);
+    let state = host.dirs.state_dir(&job.uid, 1);
+    fs::write(state.join("attempt.json"), "{ torn").unwrap();
+
+    leftovers::discard(&state).await;
+    leftovers::sweep(&host, &[]).await;
+    let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
+    assert_eq!(
+        nix::sys::signal::kill(pid, None),
+        Err(nix::errno::Errno::ESRCH)
+    );
+    assert!(!state.exists());
+    assert_eq!(fs::read_dir(host.dirs.jobs()).unwrap().count(), 0);
+}
+
+/// Only root can run tasks as somebody else.
+#[tokio::test]
+async fn tasks_and_their_directories_are_the_users() {
+    if !nix::unistd::Uid::effective().is_root() {
+        return;
+    }
+    let place = Place::new();
+    // The share belongs to root and lets nobody write: only the mount point's own helper may make directories there.
+    for dir in [place.path().to_owned(), place.share()] {
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    }
+    let user = TaskUser::resolve(Some("nobody")).unwrap();
+    let uid = user.credentials.uid;
+    let mut other = host(&place);
+    other.facts.task_user = user;
+    let mut agent = Agent::start_as(other, 1 << 30);
+    let job = place
+        .job("id -u; echo x > $AZ_BATCHAI_OUTPUT_MODEL/x; echo y > $AZ_BATCHAI_JOB_TEMP/y")
+        .preparing("id -u");
+    agent.desire(&[&job]).await;
+    let status = agent.until(&job, Phase::Exited).await;
+    assert_eq!(status.exit_code, Some(0), "{status:?}");
+    agent.finish(&job).await;
+    assert_eq!(place.read("stdout.txt"), format!("{uid}\n"));
+    assert_eq!(place.read("stdout-job_prep.txt"), format!("{uid}\n"));
+    for path in [
+        "segment/outputs/models/x",
+        "segment/stdouterr/execution.log",
+    ] {
+        let metadata = fs::metadata(place.share().join(path)).unwrap();
+        assert_eq!(metadata.uid(), uid, "{path}");
+    }
+    assert_eq!(fs::metadata(place.share()).unwrap().uid(), 0);
 }

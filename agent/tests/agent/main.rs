@@ -2,6 +2,8 @@
 //!
 //! One binary, so that it is linked once. Nothing here needs root, a network or another machine.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
 mod attempts;
 mod daemon;
 mod files;

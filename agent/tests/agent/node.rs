@@ -138,12 +138,12 @@ pub(crate) fn key(assignment: &Assignment) -> AttemptKey {
 }
 
 /// What the attempts of one agent share.
-pub(crate) fn host(place: &Place) -> Arc<Host> {
+pub(crate) fn host(place: &Place) -> Host {
     let dirs = Dirs::new(place.data());
     dirs.prepare().unwrap();
-    // Tests may run as root: the job's user is always the one who runs the test.
+    // Tests may run as root: the job's user is the one who runs the test, unless a test says otherwise.
     let user = TaskUser::root_or_self().unwrap();
-    Arc::new(Host {
+    Host {
         lease_file: dirs.lease_file(),
         facts: Facts {
             interface: None,
@@ -163,7 +163,7 @@ pub(crate) fn host(place: &Place) -> Arc<Host> {
         },
         board: Board::default(),
         cluster_mounts: ClusterMounts::default(),
-    })
+    }
 }
 
 /// One life of an agent.
@@ -180,15 +180,20 @@ pub(crate) struct Agent {
 impl Agent {
     /// Starts an agent over what earlier ones left, with a lease that does not end.
     pub(crate) fn start(place: &Place) -> Agent {
-        let host = host(place);
-        let (found, unreadable) = record::scan(&host.dirs).unwrap();
-        assert!(unreadable.is_empty(), "{unreadable:?}");
+        Agent::start_as(host(place), 1 << 30)
+    }
+
+    /// The same, on a particular host, keeping so many bytes of logs.
+    pub(crate) fn start_as(host: Host, spool_keep_bytes: u64) -> Agent {
+        let host = Arc::new(host);
+        let scan = record::scan(&host.dirs).unwrap();
+        assert!(scan.unreadable.is_empty(), "{:?}", scan.unreadable);
         let lease = LeaseFile::open(&host.lease_file).unwrap();
         lease.write(u64::MAX).unwrap();
         let deadline = watch::Sender::new(u64::MAX);
         let (events, receiver) = mpsc::channel(4);
         let (stop, stopped) = oneshot::channel();
-        let supervisor = Supervisor::new(Arc::clone(&host), found, 1 << 30);
+        let supervisor = Supervisor::new(Arc::clone(&host), scan.found, spool_keep_bytes);
         let run = tokio::spawn(
             supervisor.run(receiver, deadline.subscribe(), || (), async move {
                 let _ = stopped.await;

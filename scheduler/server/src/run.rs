@@ -1,7 +1,7 @@
 //! Puts the daemon together, runs it, and takes it apart again.
 //!
 //! Order of the start: identity, socket, log, loops, services. Order of the end: leadership is handed over while
-//! everything still works; then streams end, calls finish, the log stops.
+//! everything still works; then streams end, the log stops, and calls finish.
 
 use std::io;
 use std::net::SocketAddr;
@@ -213,7 +213,7 @@ impl Daemon {
         RunError::Replication(why.unwrap_or_else(|| "it was stopped".to_owned()))
     }
 
-    /// Stops cleanly: hands leadership over, ends streams, lets calls finish, stops the log.
+    /// Stops cleanly: hands leadership over, ends streams, stops the log, lets calls finish.
     pub async fn stop(self) {
         let Self {
             context,
@@ -232,8 +232,9 @@ impl Daemon {
             }
         }
         context.stopping.cancel();
-        // Peers' streams never end by themselves; the server would wait for them in vain.
-        context.log.hang_up_peers();
+        // Ends the peers' streams as well, which would otherwise stay open; calls that wait for the log end as unavailable,
+        // and their clients go on with another member.
+        context.log.clone().stop().await;
         drain.cancel();
         let abort = server.abort_handle();
         if tokio::time::timeout(DRAIN_WAIT, server).await.is_err() {
@@ -244,7 +245,6 @@ impl Daemon {
         if supervisor.await.is_err() {
             tracing::error!("the leader's supervisor had broken down (a bug)");
         }
-        context.log.clone().stop().await;
         tracing::info!("stopped");
     }
 }

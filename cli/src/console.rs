@@ -72,6 +72,13 @@ impl Console {
         }
     }
 
+    /// As [`waiting`](Self::waiting), of something that will be said better in a moment: on a terminal only.
+    pub(crate) fn waiting_on_terminal(&mut self, text: &str) {
+        if self.spinner.is_some() {
+            self.waiting(text);
+        }
+    }
+
     /// Nothing lasts any more.
     pub(crate) fn done_waiting(&mut self) {
         self.waiting.clear();

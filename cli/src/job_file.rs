@@ -147,7 +147,7 @@ impl<M> ParsedFile<M> {
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
         };
         if let Some((_, flag)) = self.flags.iter().find(|(given, _)| is_of(given)) {
-            return ((0, 0), format!("{flag}: {message}"));
+            return ((0, 0), format!("error: {flag}: {message}"));
         }
         // Whatever belongs to nothing in the file belongs to the file.
         let (line, column) = self.parsed.locate(field).unwrap_or((1, 1));
@@ -215,7 +215,7 @@ mod tests {
         };
         assert_eq!(
             parsed.refusal(wrong("cluster.id")).to_string(),
-            "--cluster c: no"
+            "error: --cluster c: no"
         );
         assert_eq!(
             parsed.refusal(wrong("clusters")).to_string(),

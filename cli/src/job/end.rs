@@ -17,6 +17,9 @@ use crate::status::is_not_found;
 /// Between two looks at a job that is being deleted: a record that vanishes ends no stream of its own.
 const LOOK_EVERY: Duration = Duration::from_millis(300);
 
+/// Code of the error of a job that was ended on request.
+const TERMINATED: &str = "JobTerminated";
+
 #[derive(Debug, Args)]
 pub(crate) struct TerminateArgs {
     #[command(flatten)]
@@ -52,11 +55,24 @@ pub(super) async fn terminate(context: &Context, args: &TerminateArgs) -> Result
         console.waiting(&format!("{name} is being ended"));
         job = wait_for_end(&api, &name, job).await?;
     }
-    let state = state(job.execution_state());
-    context.output().one(&job, |job| {
-        format!("terminated {} (now {state})\n", job.name)
-    })?;
+    context
+        .output()
+        .one(&job, |job| format!("{}\n", what_became(job)))?;
     Ok(0)
+}
+
+/// What to say of a job that was to be ended: it may have ended by itself before.
+fn what_became(job: &Job) -> String {
+    let info = job.execution_info.clone().unwrap_or_default();
+    let is_terminated = info.errors.iter().any(|error| error.code == TERMINATED);
+    if has_ended(job) && !is_terminated {
+        let state = state(job.execution_state());
+        format!("{} had ended already: {state}", job.name)
+    } else if has_ended(job) {
+        format!("terminated {}", job.name)
+    } else {
+        format!("terminating {}", job.name)
+    }
 }
 
 async fn wait_for_end(api: &Api, name: &str, mut latest: Job) -> Result<Job, Error> {
@@ -95,4 +111,33 @@ pub(super) async fn delete(context: &Context, args: &DeleteArgs) -> Result<u8, E
     }
     context.output().deleted(&name)?;
     Ok(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use trainyard_proto::v1::{BatchAiError, ExecutionInfo, ExecutionState};
+
+    use super::*;
+
+    #[test]
+    fn a_job_that_had_ended_was_not_terminated() {
+        let mut job = Job {
+            name: "j".into(),
+            execution_state: ExecutionState::Succeeded.into(),
+            ..Job::default()
+        };
+        assert_eq!(what_became(&job), "j had ended already: succeeded");
+        job.set_execution_state(ExecutionState::Failed);
+        let error = BatchAiError {
+            code: TERMINATED.into(),
+            ..BatchAiError::default()
+        };
+        job.execution_info = Some(ExecutionInfo {
+            errors: vec![error],
+            ..ExecutionInfo::default()
+        });
+        assert_eq!(what_became(&job), "terminated j");
+        job.set_execution_state(ExecutionState::Terminating);
+        assert_eq!(what_became(&job), "terminating j");
+    }
 }

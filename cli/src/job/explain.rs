@@ -50,9 +50,6 @@ fn text(explanation: &JobExplanation) -> String {
         text.push_str("nothing is in its way: it starts at once\n");
         return text;
     }
-    if !explanation.summary.is_empty() {
-        text.push_str(&format!("{}\n", explanation.summary));
-    }
     for blocker in &explanation.blockers {
         text.push_str(&format!("- {}\n", blocker_text(blocker)));
         if !blocker.remedy.is_empty() {
@@ -161,7 +158,6 @@ mod tests {
         assert_eq!(
             text(&explanation()),
             "workspaces/w/experiments/e/jobs/j is queued, place 2 of 3 in the queue of its cluster\n\
-             waits for 2 nodes; 1 is free\n\
              - it wants 2 nodes: 1 free, 1 busy, 0 not usable, 0 missing from the pool\n  \
                it starts when 1 more node is free\n"
         );

@@ -82,11 +82,12 @@ pub(super) fn table(jobs: &[Job], parent: &str, now: &Timestamp) -> String {
     table.render()
 }
 
-/// An error as a sentence: code, message and details.
+/// An error as a sentence: code, message, and those details that the message does not hold already.
 pub(super) fn error_text(error: &BatchAiError) -> String {
     let details: Vec<String> = error
         .details
         .iter()
+        .filter(|pair| !pair.value.is_empty() && !error.message.contains(&pair.value))
         .map(|pair| format!("{}={}", pair.name, pair.value))
         .collect();
     let details = if details.is_empty() {
@@ -95,6 +96,19 @@ pub(super) fn error_text(error: &BatchAiError) -> String {
         format!(" ({})", details.join(", "))
     };
     format!("{}: {}{details}", error.code, error.message)
+}
+
+/// Where the job's logs are, as its file says it.
+fn logs(job: &Job) -> String {
+    let prefix = job
+        .spec
+        .as_ref()
+        .map_or("", |spec| spec.std_out_err_path_prefix.as_str());
+    let segment = &job.job_output_directory_path_segment;
+    if prefix.is_empty() || segment.is_empty() {
+        return String::new();
+    }
+    format!("{}/{segment}/stdouterr", prefix.trim_end_matches('/'))
 }
 
 fn details(job: &Job, waits: &str, now: &Timestamp) -> String {
@@ -120,17 +134,15 @@ fn details(job: &Job, waits: &str, now: &Timestamp) -> String {
     for attempt in &job.attempts {
         details.add_all(
             &format!("Attempt {}", attempt.number),
-            attempt_lines(attempt, now),
+            attempt_lines(attempt, &info.errors, now),
         );
     }
-    details.add(
-        "Output",
-        format!("PREFIX/{}", job.job_output_directory_path_segment),
-    );
+    details.add("Logs", logs(job));
     details.render()
 }
 
-fn attempt_lines(attempt: &Attempt, now: &Timestamp) -> Vec<String> {
+/// One run; errors that are `known` as the job's own are not said again.
+fn attempt_lines(attempt: &Attempt, known: &[BatchAiError], now: &Timestamp) -> Vec<String> {
     let end = attempt.end_time.as_ref().unwrap_or(now);
     let took = attempt
         .start_time
@@ -147,11 +159,11 @@ fn attempt_lines(attempt: &Attempt, now: &Timestamp) -> Vec<String> {
         outcome => short(outcome.as_str_name(), "ATTEMPT_OUTCOME_"),
     };
     let mut lines = vec![format!("{how} after {took}")];
-    lines.extend(attempt.nodes.iter().map(node_line));
+    lines.extend(attempt.nodes.iter().map(|node| node_line(node, known)));
     lines
 }
 
-fn node_line(node: &AttemptNode) -> String {
+fn node_line(node: &AttemptNode, known: &[BatchAiError]) -> String {
     let status = node.status.clone().unwrap_or_default();
     let phase = match status.phase() {
         AttemptNodePhase::Unspecified => "not reported yet".to_owned(),
@@ -169,6 +181,7 @@ fn node_line(node: &AttemptNode) -> String {
     let errors: String = status
         .errors
         .iter()
+        .filter(|error| !known.contains(error))
         .map(|error| format!(", {}", error_text(error)))
         .collect();
     format!("{}: {phase}{gpus}{code}{errors}", last_segment(&node.node))

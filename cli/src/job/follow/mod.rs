@@ -172,6 +172,7 @@ impl Follow {
                     self.say(&text);
                 }
                 Line::Lasts(text) => self.console.waiting(&said(&text)),
+                Line::Queued => self.console.waiting_on_terminal(&said("queued")),
             }
         }
         self.open_files(&job);

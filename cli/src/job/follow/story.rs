@@ -16,6 +16,8 @@ pub(super) enum Line {
     Happened(String),
     /// It lasts until the next line.
     Lasts(String),
+    /// It waits in the queue; an explanation says why.
+    Queued,
 }
 
 /// See the head of this file.
@@ -36,7 +38,7 @@ impl Story {
         let state = job.execution_state();
         if state != self.state {
             match state {
-                ExecutionState::Queued => lines.push(Line::Lasts("queued".to_owned())),
+                ExecutionState::Queued => lines.push(Line::Queued),
                 ExecutionState::Terminating => {
                     lines.push(Line::Lasts("being ended on request".to_owned()))
                 }
@@ -153,7 +155,7 @@ mod tests {
         let mut story = Story::default();
         assert_eq!(
             story.tell(&job(ExecutionState::Queued, vec![])),
-            [Line::Lasts("queued".into())]
+            [Line::Queued]
         );
         assert_eq!(story.tell(&job(ExecutionState::Queued, vec![])), []);
         let preparing = attempt(1, AttemptPhase::Prepare, AttemptOutcome::Unspecified);
@@ -183,7 +185,7 @@ mod tests {
             story.tell(&job(ExecutionState::Queued, vec![lost])),
             [
                 Line::Happened("attempt 1 lost a node; the job is queued again".into()),
-                Line::Lasts("queued".into())
+                Line::Queued
             ]
         );
     }

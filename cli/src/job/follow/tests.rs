@@ -276,8 +276,12 @@ async fn files_that_no_node_reported_are_found_at_the_end() {
 async fn a_deleted_job_says_so() {
     let (fake, api) = Fake::start().await;
     fake.set_job(job(ExecutionState::Queued, vec![]));
+    fake.set_explanation(JobExplanation {
+        execution_state: ExecutionState::Queued.into(),
+        ..JobExplanation::default()
+    });
     let following = follow(api, Options::of_states_alone());
-    following.stderr.shows("queued").await;
+    following.stderr.shows("queued: it starts at once").await;
     fake.delete_job();
     let (result, _, _) = following.result().await;
     assert!(result.unwrap_err().to_string().ends_with("was deleted"));

@@ -112,10 +112,11 @@ fn pick<'a>(job: &'a Job, number: Option<u32>, name: &JobName) -> Result<&'a Att
     })
 }
 
-/// Files of the stdouterr directory: those that the nodes reported, else those that are there.
+/// Files of the stdouterr directory: those that the nodes reported; without any of a task also those that are there.
 async fn known_files(api: &Api, job: &Job, attempt: &Attempt) -> Result<BTreeSet<String>, Error> {
     let mut files = reported_files(attempt);
-    if files.is_empty() {
+    let is_of_task = |file: &String| Label::of(file).is_some_and(|label| label.is_of_task());
+    if !files.iter().any(is_of_task) {
         let request = ListJobFilesRequest {
             name: job.name.clone(),
             attempt: attempt.number,

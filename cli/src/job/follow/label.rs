@@ -56,6 +56,11 @@ impl Label {
         })
     }
 
+    /// Whether a task of the job writes it, and not the preparation.
+    pub(crate) fn is_of_task(&self) -> bool {
+        self.of_task
+    }
+
     /// What to print before each line; empty: nothing. `several` says whether several tasks write.
     pub(crate) fn prefix(&self, several: bool) -> String {
         if !self.text.is_empty() && (several || !self.of_task) {

@@ -18,7 +18,9 @@ use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
-use trainyard_proto::v1::{ExecutionState, ExplainJobRequest, Job, ListJobFilesRequest};
+use trainyard_proto::v1::{
+    AttemptPhase, ExecutionState, ExplainJobRequest, Job, ListJobFilesRequest,
+};
 use trainyard_shared::names::JobName;
 
 pub(crate) use label::{Label, prefixes};
@@ -34,10 +36,12 @@ use crate::status::{describe, is_not_found};
 use pump::{Event, Key, pump};
 use story::{Line, Story, result};
 
-/// Between two questions why a job waits.
-const EXPLAIN_EVERY: Duration = Duration::from_secs(2);
+/// Between two questions why a job waits, or where its files are: neither makes an event.
+const ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long such a question may take; it is asked again anyway.
-const EXPLAIN_TIMEOUT: Duration = Duration::from_secs(1);
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How long the last question for files may take, when the job has ended.
+const LAST_ASK_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the last bytes of a job that has ended may take without any progress.
 const LAST_BYTES_TIMEOUT: Duration = Duration::from_secs(15);
 /// Pieces of files that wait to be printed; a piece holds at most 64 KiB.
@@ -129,8 +133,8 @@ impl Follow {
         let (events, mut arriving) = mpsc::channel(PENDING_EVENTS);
         self.events = events;
         let mut jobs = self.api.client().watch_job(self.name.to_string());
-        let mut explain = interval(EXPLAIN_EVERY);
-        explain.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ask = interval(ASK_EVERY);
+        ask.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let interrupt = tokio::signal::ctrl_c();
         tokio::pin!(interrupt);
         let mut last_progress = Instant::now();
@@ -153,7 +157,13 @@ impl Follow {
                         Err(status) => return Err(status.into()),
                     }
                 }
-                _ = explain.tick(), if self.is_queued() => self.explain().await,
+                _ = ask.tick(), if self.is_queued() || (!ended && self.lacks_files()) => {
+                    if self.is_queued() {
+                        self.explain().await;
+                    } else {
+                        self.search_files(ASK_TIMEOUT).await;
+                    }
+                }
                 () = sleep_until(last_progress + LAST_BYTES_TIMEOUT), if ended => {
                     self.give_up_files();
                     break;
@@ -248,35 +258,54 @@ impl Follow {
         self.files.insert(key, Some((label, lines)));
     }
 
-    /// The job has ended. Looks once more for files when its nodes have reported none: a node may have been lost before it
-    /// could.
+    /// The job has ended. Looks once more for files of tasks when none is known: a node may have been lost before it could
+    /// report them.
     async fn finish_files(&mut self) {
-        if let (Some(job), Some(attempts)) = (self.job.clone(), self.options.logs) {
-            let attempt = match attempts {
-                Attempts::Only(number) => number,
-                Attempts::All | Attempts::Latest => {
-                    job.attempts.last().map_or(0, |attempt| attempt.number)
-                }
-            };
-            if attempt != 0 && !self.files.keys().any(|(number, _)| *number == attempt) {
-                let request = ListJobFilesRequest {
-                    name: self.name.to_string(),
-                    attempt,
-                    ..ListJobFilesRequest::default()
-                };
-                // The result of the job is what counts; files that cannot be listed are no failure of following.
-                let files = self
-                    .api
-                    .list_job_files(request)
-                    .await
-                    .map(|answer| answer.files)
-                    .unwrap_or_default();
-                for file in files.into_iter().filter(|file| !file.is_directory) {
-                    self.open(&job, (attempt, file.name));
-                }
-            }
+        if self.lacks_files() {
+            self.search_files(LAST_ASK_TIMEOUT).await;
         }
         self.ended.send_replace(true);
+    }
+
+    /// The attempt that is printed now, once its tasks may write.
+    fn writing_attempt(&self) -> Option<u32> {
+        let wanted = self.options.logs?;
+        let latest = self.job.as_ref()?.attempts.last()?;
+        let may_write = match latest.phase() {
+            AttemptPhase::Run | AttemptPhase::Stop | AttemptPhase::Ended => true,
+            AttemptPhase::Unspecified | AttemptPhase::Prepare => false,
+        };
+        match wanted {
+            Attempts::Only(number) if number != latest.number => Some(number),
+            Attempts::Only(_) | Attempts::All | Attempts::Latest => {
+                may_write.then_some(latest.number)
+            }
+        }
+    }
+
+    /// Whether tasks write and no file of theirs is known.
+    fn lacks_files(&self) -> bool {
+        self.writing_attempt().is_some_and(|attempt| {
+            let mut of_attempt = self.files.keys().filter(|(number, _)| *number == attempt);
+            !of_attempt.any(|(_, file)| Label::of(file).is_some_and(|label| label.is_of_task()))
+        })
+    }
+
+    /// Looks for files that the nodes have not reported. They are asked for again, and no failure of following.
+    async fn search_files(&mut self, patience: Duration) {
+        let (Some(attempt), Some(job)) = (self.writing_attempt(), self.job.clone()) else {
+            return;
+        };
+        let request = ListJobFilesRequest {
+            name: self.name.to_string(),
+            attempt,
+            ..ListJobFilesRequest::default()
+        };
+        if let Ok(Ok(answer)) = timeout(patience, self.api.list_job_files(request)).await {
+            for file in answer.files.into_iter().filter(|file| !file.is_directory) {
+                self.open(&job, (attempt, file.name));
+            }
+        }
     }
 
     /// Whether a file is not printed to its end.
@@ -339,7 +368,7 @@ impl Follow {
         let request = ExplainJobRequest {
             name: self.name.to_string(),
         };
-        if let Ok(Ok(explanation)) = timeout(EXPLAIN_TIMEOUT, self.api.explain_job(request)).await
+        if let Ok(Ok(explanation)) = timeout(ASK_TIMEOUT, self.api.explain_job(request)).await
             && let Some(text) = waiting_text(&explanation)
         {
             self.console.waiting(&said(&text));

@@ -273,6 +273,24 @@ async fn files_that_no_node_reported_are_found_at_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn files_that_no_node_reported_are_looked_for_while_the_job_runs() {
+    let (fake, api) = Fake::start().await;
+    fake.write(1, "stdout-job_prep.txt", "");
+    let now = job(
+        ExecutionState::Running,
+        vec![running(1, &[&["stdout-job_prep.txt"]])],
+    );
+    fake.set_job(now.clone());
+    let following = follow(api, Options::of_a_whole_job());
+    following.stderr.shows("running").await;
+    fake.write(1, "stdout-0.txt", "here\n");
+    following.stdout.shows("here\n").await;
+    fake.complete(1);
+    fake.set_job(ended(now, 0));
+    assert_eq!(following.result().await.0.unwrap(), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_deleted_job_says_so() {
     let (fake, api) = Fake::start().await;
     fake.set_job(job(ExecutionState::Queued, vec![]));

@@ -12,8 +12,10 @@
 //! A runner never decides whether an attempt should exist: it is told so through its [`Goal`].
 
 mod cleanup;
+mod execute;
 mod log;
 pub mod mounts;
+mod prepare;
 mod problem;
 mod runner;
 mod tasks;

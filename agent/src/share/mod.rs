@@ -95,6 +95,15 @@ impl Share {
         }
     }
 
+    /// Starts the helper ahead of its first call, so that its start is no part of the way to the launch.
+    pub async fn wake(&self) {
+        let mut running = self.running.lock().await;
+        if running.is_none() {
+            // A failure shows at the first call.
+            *running = self.program.start().ok();
+        }
+    }
+
     /// Makes directories, in order, with their parents.
     ///
     /// # Errors

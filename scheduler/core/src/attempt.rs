@@ -62,7 +62,10 @@ pub(crate) fn advance(attempt: &mut Attempt, now: &Timestamp) {
                 let error = node_lost(&node.node);
                 stop(attempt, AttemptOutcome::NodeLost, None, vec![error]);
             } else if let Some((exit_code, errors)) = first_failure(attempt) {
-                stop(attempt, AttemptOutcome::Failed, exit_code, errors);
+                // The agent's own word that the lease or a reboot took its tasks: the job is not to blame.
+                let lost = errors.first().is_some_and(|e| e.code == "NodeLost");
+                let outcome = if lost { AttemptOutcome::NodeLost } else { AttemptOutcome::Failed };
+                stop(attempt, outcome, exit_code, errors);
             } else if attempt.phase() == AttemptPhase::Prepare {
                 if attempt.nodes.iter().all(|n| is_past_barrier(phase_of(n))) {
                     attempt.set_phase(AttemptPhase::Run);

@@ -179,10 +179,11 @@ impl Gate {
             request.extensions_mut().insert(CallerMember(id));
         }
         request.extensions_mut().insert(peer);
-        let stale = request
-            .headers()
-            .get(CONSISTENCY_METADATA)
-            .is_some_and(|v| v.as_bytes() == b"stale");
+        let stale = reads(request.uri().path())
+            && request
+                .headers()
+                .get(CONSISTENCY_METADATA)
+                .is_some_and(|v| v.as_bytes() == b"stale");
         match class {
             Class::Peer | Class::Local => Ok(Route::Here),
             Class::Client if stale => Ok(Route::Here),
@@ -293,6 +294,14 @@ impl Gate {
     }
 }
 
+/// Whether a method only reads, so that any member can answer it from its own state.
+fn reads(path: &str) -> bool {
+    let method = path.rsplit('/').next().unwrap_or_default();
+    ["Get", "List", "Explain", "Watch", "Stream"]
+        .iter()
+        .any(|verb| method.starts_with(verb))
+}
+
 fn describe(role: &Role) -> String {
     match role {
         Role::Member(id) => format!("scheduler {id}"),
@@ -304,6 +313,15 @@ fn describe(role: &Role) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_reads_may_be_stale() {
+        assert!(reads("/trainyard.v1.JobService/GetJob"));
+        assert!(reads("/trainyard.v1.JobService/StreamLogs"));
+        assert!(!reads("/trainyard.v1.JobService/CreateJob"));
+        assert!(!reads("/trainyard.v1.JobService/TerminateJob"));
+        assert!(!reads("/trainyard.v1.WorkspaceService/UpdateWorkspace"));
+    }
 
     #[test]
     fn each_service_admits_its_callers_and_no_other() {

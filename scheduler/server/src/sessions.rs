@@ -99,10 +99,7 @@ async fn serve(
         .changes
         .desired(&node)
         .map_err(|e| status::exhausted(e.to_string()))?;
-    let (sequence, version) = (
-        hello.observed.as_ref().map_or(0, |o| o.sequence),
-        hello.agent_version.clone(),
-    );
+    let version = hello.agent_version.clone();
     let register = Kind::RegisterNode(RegisterNode { hello: Some(hello) });
     let epoch = match context.propose(register).await? {
         Reply::Node(node) => node.session_epoch,
@@ -123,7 +120,7 @@ async fn serve(
         epoch,
         ended,
         outbound,
-        sequence,
+        sequence: 0,
         ack: None,
         push: true,
         observed: None,
@@ -221,7 +218,7 @@ struct Session<'a> {
     /// Cancelled when the term is over, a newer session has begun, or the node was condemned.
     ended: CancellationToken,
     outbound: &'a Outbound,
-    /// Sequence of the newest view.
+    /// Sequence of the newest view after Hello.
     sequence: u64,
     /// Heartbeat to acknowledge; a newer one acknowledges the older ones too.
     ack: Option<u64>,
@@ -297,7 +294,7 @@ impl Session<'_> {
             Some(agent_message::Kind::Observed(observed)) => {
                 check_attempts(&observed.attempts)?;
                 // Messages of a stream come in order; this guards against an agent that sends an old view again.
-                if observed.sequence > self.sequence {
+                if observed.sequence >= self.sequence {
                     self.sequence = observed.sequence;
                     self.observed = Some(observed.attempts);
                 }

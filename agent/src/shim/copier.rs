@@ -234,6 +234,6 @@ fn is_remote(file: &File) -> bool {
 /// For `poll`: whole milliseconds until then, rounded up.
 pub(super) fn timeout_until(end: Instant) -> PollTimeout {
     let left = end.saturating_duration_since(Instant::now());
-    let millis = left.as_millis() + u128::from(left.subsec_nanos() % 1_000_000 != 0);
+    let millis = left.as_millis() + u128::from(!left.subsec_nanos().is_multiple_of(1_000_000));
     PollTimeout::try_from(i32::try_from(millis).unwrap_or(i32::MAX)).unwrap_or(PollTimeout::MAX)
 }

@@ -10,3 +10,5 @@ mod files;
 mod node;
 mod scheduler;
 mod sessions;
+mod shim;
+mod volumes;

@@ -1,5 +1,7 @@
 use trainyard_proto::v1::{NfsVolume, Volume};
 
+use super::perform::link;
+use super::table::{Mounted, parse};
 use super::*;
 
 fn point(source: volume::Source) -> MountPoint {

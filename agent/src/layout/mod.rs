@@ -17,87 +17,23 @@
 //!
 //! The scratch directory has a short name because Open MPI keeps sockets below it, whose paths end at 108 bytes.
 
-use std::io;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+mod dirs;
+mod paths;
+mod variables;
+
 use std::path::{Component, Path, PathBuf};
 
 use trainyard_proto::v1::{Assignment, Volume};
 
 use crate::confine::TaskUser;
-use crate::environment::{Environment, add_user_variables, expand, visible_devices};
+use crate::environment::{Environment, expand};
+
+pub use dirs::Dirs;
+use paths::{absolute, cluster_ids, file_name, last_segment, relative};
 
 /// Longest scratch directory that still gets a `TMPDIR` of its own: below a longer one, sockets in temporary
 /// directories would pass the limit of 108 bytes.
 const TEMP_PATH_MAX: usize = 64;
-
-/// The agent's directories.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Dirs {
-    /// The data directory, absolute.
-    pub data: PathBuf,
-}
-
-impl Dirs {
-    /// Below `data`.
-    #[must_use]
-    pub fn new(data: PathBuf) -> Self {
-        Self { data }
-    }
-
-    /// Deadline of the lease.
-    #[must_use]
-    pub fn lease_file(&self) -> PathBuf {
-        self.data.join("lease")
-    }
-
-    /// State of attempts.
-    #[must_use]
-    pub fn attempts(&self) -> PathBuf {
-        self.data.join("attempts")
-    }
-
-    /// Local copies of stdouterr files.
-    #[must_use]
-    pub fn spools(&self) -> PathBuf {
-        self.data.join("spool")
-    }
-
-    /// Scratch directories.
-    #[must_use]
-    pub fn jobs(&self) -> PathBuf {
-        self.data.join("jobs")
-    }
-
-    /// Volumes of clusters.
-    #[must_use]
-    pub fn mounts(&self) -> PathBuf {
-        self.data.join("mounts")
-    }
-
-    /// State of one attempt.
-    #[must_use]
-    pub fn state_dir(&self, uid: &str, attempt: u32) -> PathBuf {
-        self.attempts().join(format!("{uid}-{attempt}"))
-    }
-
-    /// Local copies of the stdouterr files of one attempt.
-    #[must_use]
-    pub fn spool_dir(&self, uid: &str, attempt: u32) -> PathBuf {
-        self.spools().join(format!("{uid}-{attempt}"))
-    }
-
-    /// Makes the directories. Users pass through the data directory to their scratch, but see nothing else of it.
-    ///
-    /// # Errors
-    /// Those of the file system.
-    pub fn prepare(&self) -> io::Result<()> {
-        make_directory(&self.data, 0o711)?;
-        make_directory(&self.attempts(), 0o700)?;
-        make_directory(&self.spools(), 0o700)?;
-        make_directory(&self.jobs(), 0o711)?;
-        make_directory(&self.mounts(), 0o755)
-    }
-}
 
 /// What the node knows and the assignment does not say.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -323,121 +259,6 @@ impl Layout {
         Ok(())
     }
 
-    /// Variables that need nothing but the roots and the allocation.
-    fn base_environment(&self, assignment: &Assignment, facts: &Facts) -> Environment {
-        let address = |index: usize| {
-            assignment
-                .nodes
-                .get(index)
-                .map(|node| node.address.clone())
-                .unwrap_or_default()
-        };
-        let addresses: Vec<&str> = assignment
-            .nodes
-            .iter()
-            .map(|node| node.address.as_str())
-            .collect();
-        let gpus = assignment
-            .nodes
-            .get(self.node_index)
-            .map(|node| node.gpus.clone())
-            .unwrap_or_default();
-        let text = |path: &Path| path.to_string_lossy().into_owned();
-        let home = self.user.home.as_deref().unwrap_or(&self.job_root);
-
-        let mut variables: Vec<(&str, String)> = vec![
-            ("PATH", facts.path.clone()),
-            ("HOME", text(home)),
-            ("USER", self.user.name.clone()),
-            ("LOGNAME", self.user.name.clone()),
-            ("SHELL", "/bin/bash".to_owned()),
-            ("LANG", "C.UTF-8".to_owned()),
-            ("AZ_BATCHAI_MOUNT_ROOT", text(&self.mount_root)),
-            ("AZ_BATCHAI_JOB_MOUNT_ROOT", text(&self.job_mounts)),
-            ("AZ_BATCHAI_JOB_TEMP", text(&self.job_root)),
-            // In Batch AI the directory above, shared by all jobs of the node; recipes use it as scratch of their own.
-            ("AZ_BATCHAI_JOB_TEMP_DIR", text(&self.job_root)),
-            ("AZ_BATCHAI_JOB_WORK_DIR", text(&self.job_root)),
-            ("AZ_BATCHAI_SHARED_JOB_TEMP", text(&self.shared_temp)),
-            ("AZ_BATCHAI_MPI_HOST_FILE", text(&self.hostfile)),
-            ("AZ_BATCHAI_NUM_GPUS", gpus.len().to_string()),
-            ("AZ_BATCHAI_NUM_GPUS_PER_NODE", gpus.len().to_string()),
-            ("AZ_BATCHAI_GPU_COUNT", gpus.len().to_string()),
-            (
-                "AZ_BATCHAI_CLUSTER_NAME",
-                last_segment(&assignment.cluster).to_owned(),
-            ),
-            ("AZ_BATCHAI_NODE_IP", address(self.node_index)),
-            ("AZ_BATCHAI_MPI_MASTER_NODE", address(0)),
-            ("AZ_BATCHAI_JOB_MASTER_NODE_IP", address(0)),
-            (
-                "AZ_BATCHAI_IS_CURRENT_NODE_MASTER",
-                (self.node_index == 0).to_string(),
-            ),
-            ("AZ_BATCH_HOST_LIST", addresses.join(",")),
-            ("AZ_BATCH_NODE_LIST", addresses.join(";")),
-            ("TRAINYARD_JOB", assignment.job.clone()),
-            ("TRAINYARD_ATTEMPT", assignment.attempt.to_string()),
-            ("TRAINYARD_NODE", self.node.clone()),
-        ];
-        if let Some(temp) = &self.temp {
-            variables.push(("TMPDIR", text(temp)));
-        }
-        if let Some(interface) = &facts.interface {
-            variables.push(("GLOO_SOCKET_IFNAME", interface.clone()));
-            variables.push(("NCCL_SOCKET_IFNAME", interface.clone()));
-        }
-        if !gpus.is_empty() {
-            // The indexes are NVML's, which counts by bus; CUDA counts by speed unless told so.
-            variables.push(("CUDA_DEVICE_ORDER", "PCI_BUS_ID".to_owned()));
-            variables.push(("CUDA_VISIBLE_DEVICES", visible_devices(&gpus)));
-        }
-        variables
-            .into_iter()
-            .map(|(name, value)| (name.to_owned(), value))
-            .collect()
-    }
-
-    fn add_user_variables(&self, environment: &mut Environment) {
-        let held = (!self.whole_node)
-            .then(|| environment.get("CUDA_VISIBLE_DEVICES").cloned())
-            .flatten();
-        let variables = self
-            .user_variables
-            .iter()
-            .map(|(name, value)| (name.as_str(), value.as_str()));
-        add_user_variables(environment, variables);
-        if let Some(held) = held {
-            // Other jobs hold the node's other GPUs.
-            environment.insert("CUDA_VISIBLE_DEVICES".to_owned(), held);
-        }
-    }
-
-    /// Environment of a task: `extra` are the variables of this task alone; the user's variables see them.
-    #[must_use]
-    pub fn task_environment(&self, extra: &[(&str, String)]) -> Environment {
-        let mut environment = self.environment.clone();
-        environment.extend(
-            extra
-                .iter()
-                .map(|(name, value)| ((*name).to_owned(), value.clone())),
-        );
-        self.add_user_variables(&mut environment);
-        environment
-    }
-
-    /// The user's value of a variable as written, if any.
-    #[must_use]
-    pub fn user_sets(&self, name: &str) -> bool {
-        self.user_variables.iter().any(|(set, _)| set == name)
-    }
-
-    /// Whether the user's choice of GPUs stands.
-    #[must_use]
-    pub fn user_chooses_gpus(&self) -> bool {
-        self.whole_node && self.user_sets("CUDA_VISIBLE_DEVICES")
-    }
-
     /// Volumes of the cluster, in order.
     #[must_use]
     pub fn cluster_mounts(&self, assignment: &Assignment) -> Vec<MountPoint> {
@@ -560,59 +381,6 @@ impl Layout {
     pub fn task_dir(&self, task: &str) -> PathBuf {
         self.state_dir.join("tasks").join(task)
     }
-
-    /// Makes the local directories and the host file. Made again, it changes nothing.
-    ///
-    /// The scratch directory belongs to root with the sticky bit: the user writes in it, but cannot move the mount
-    /// points away from under the agent.
-    ///
-    /// # Errors
-    /// Those of the file system, with the path.
-    pub fn make_local(&self) -> io::Result<()> {
-        let named = |path: &Path, error: io::Error| {
-            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-        };
-        for (path, mode) in [
-            (&self.state_dir, 0o700),
-            (&self.spool_dir, 0o700),
-            (&self.mount_root, 0o755),
-            (&self.job_root, 0o1770),
-            (&self.job_mounts, 0o755),
-        ] {
-            make_directory(path, mode).map_err(|error| named(path, error))?;
-        }
-        let own = crate::confine::Credentials::own();
-        let user = &self.user.credentials;
-        if own.is_root() && !user.is_root() {
-            std::os::unix::fs::chown(&self.job_root, None, Some(user.gid))?;
-        }
-        let link = self.shared_target.as_ref();
-        if let Some(target) = link
-            && self.shared_temp.symlink_metadata().is_err()
-        {
-            std::os::unix::fs::symlink(target, &self.shared_temp)
-                .map_err(|error| named(&self.shared_temp, error))?;
-        }
-        for path in self
-            .temp
-            .iter()
-            .chain(link.is_none().then_some(&self.shared_temp))
-        {
-            // What is there already may have been replaced by the user: leave it alone.
-            if path.symlink_metadata().is_err() {
-                make_directory(path, 0o700).map_err(|error| named(path, error))?;
-                if own.is_root() {
-                    std::os::unix::fs::lchown(path, Some(user.uid), Some(user.gid))?;
-                }
-            }
-        }
-        if self.hostfile.symlink_metadata().is_err() {
-            std::fs::write(&self.hostfile, &self.hostfile_text)
-                .map_err(|error| named(&self.hostfile, error))?;
-            std::fs::set_permissions(&self.hostfile, std::fs::Permissions::from_mode(0o644))?;
-        }
-        Ok(())
-    }
 }
 
 /// A path of the job that cannot be used.
@@ -626,7 +394,7 @@ pub struct LayoutError {
 }
 
 impl LayoutError {
-    fn new(field: &str, message: impl Into<String>) -> Self {
+    pub(super) fn new(field: &str, message: impl Into<String>) -> Self {
         Self {
             field: field.to_owned(),
             message: message.into(),
@@ -649,15 +417,6 @@ fn mount_points(root: &Path, volumes: &[Volume]) -> Vec<MountPoint> {
         .collect()
 }
 
-/// Makes a directory with its parents and sets its mode, whatever the umask.
-fn make_directory(path: &Path, mode: u32) -> io::Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(mode & 0o777)
-        .create(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-}
-
 /// One host per line with a slot per GPU, or one slot.
 fn hostfile(assignment: &Assignment) -> String {
     assignment
@@ -667,77 +426,5 @@ fn hostfile(assignment: &Assignment) -> String {
         .collect()
 }
 
-fn last_segment(name: &str) -> &str {
-    name.rsplit('/').next().unwrap_or(name)
-}
-
-/// Ids of `workspaces/W/clusters/C`.
-fn cluster_ids(name: &str) -> Result<[String; 2], LayoutError> {
-    match name.split('/').collect::<Vec<_>>()[..] {
-        ["workspaces", workspace, "clusters", cluster] => Ok([
-            file_name("cluster", workspace)?,
-            file_name("cluster", cluster)?,
-        ]),
-        _ => Err(LayoutError::new(
-            "cluster",
-            format!("`{name}` is not of the form workspaces/W/clusters/C"),
-        )),
-    }
-}
-
-/// A name that is safe as one part of a path.
-fn file_name(field: &str, name: &str) -> Result<String, LayoutError> {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    if name.is_empty() || name.len() > 253 || name.starts_with('.') || !name.chars().all(allowed) {
-        return Err(LayoutError::new(
-            field,
-            format!("`{name}` cannot be part of a file name"),
-        ));
-    }
-    Ok(name.to_owned())
-}
-
-/// An expanded path that must be absolute and stay where it is.
-fn absolute(field: &str, text: &str, environment: &Environment) -> Result<PathBuf, LayoutError> {
-    let expanded = expand(text, environment);
-    let path = Path::new(&expanded);
-    if !path.is_absolute() {
-        return Err(LayoutError::new(
-            field,
-            format!(
-                "`{text}` becomes `{expanded}`, which is not an absolute path; begin it with $AZ_BATCHAI_MOUNT_ROOT, \
-                 $AZ_BATCHAI_JOB_MOUNT_ROOT or /"
-            ),
-        ));
-    }
-    without_parents(field, path)
-}
-
-/// A path that must be relative and stay below where it is joined to.
-fn relative(field: &str, text: &str) -> Result<PathBuf, LayoutError> {
-    let path = Path::new(text);
-    if path.is_absolute() {
-        return Err(LayoutError::new(
-            field,
-            format!("`{text}` must be relative"),
-        ));
-    }
-    without_parents(field, path)
-}
-
-fn without_parents(field: &str, path: &Path) -> Result<PathBuf, LayoutError> {
-    if path.components().any(|part| part == Component::ParentDir) {
-        return Err(LayoutError::new(
-            field,
-            format!("`{}` must not contain `..`", path.display()),
-        ));
-    }
-    Ok(path
-        .components()
-        .filter(|part| *part != Component::CurDir)
-        .collect())
-}
-
 #[cfg(test)]
-#[path = "layout_tests.rs"]
 pub(crate) mod tests;

@@ -98,6 +98,19 @@ struct Running {
     pid: Pid,
 }
 
+impl Running {
+    /// The parent stops itself when its child is stopped, and would never notice the end of the child.
+    fn send(&self, signal: Signal) -> nix::Result<()> {
+        let sent = kill(self.pid, signal);
+        if let (Signal::SIGCONT | Signal::SIGKILL, Ok(parent)) =
+            (signal, i32::try_from(self.parent.id()))
+        {
+            let _ = kill(Pid::from_raw(parent), Signal::SIGCONT);
+        }
+        sent
+    }
+}
+
 impl Daemon {
     /// A daemon that is not started yet. `spec` makes the command anew for each start; it has to come from
     /// [`Host::command`](crate::hosts::Host::command).
@@ -164,10 +177,11 @@ impl Daemon {
 
     /// Sends a signal, for example SIGSTOP for a program that hangs.
     pub fn signal(&self, signal: Signal) -> Result<()> {
-        let pid = self
-            .pid()
-            .ok_or_else(|| RigError::new(format!("{} does not run", self.name)))?;
-        kill(pid, signal).cannot(format_args!("send {signal} to {}", self.name))
+        let running = self.running.as_ref();
+        let running =
+            running.ok_or_else(|| RigError::new(format!("{} does not run", self.name)))?;
+        let sent = running.send(signal);
+        sent.cannot(format_args!("send {signal} to {}", self.name))
     }
 
     /// SIGKILL, and waits until it is gone. Its children go on, as they would on a real host.
@@ -253,7 +267,7 @@ fn read_from(path: &Path, offset: u64) -> std::io::Result<String> {
 impl Drop for Daemon {
     fn drop(&mut self) {
         if let Some(mut running) = self.running.take() {
-            let _ = kill(running.pid, Signal::SIGKILL);
+            let _ = running.send(Signal::SIGKILL);
             let _ = running.parent.wait();
         }
     }

@@ -139,7 +139,7 @@ fn a_port_in_use_is_named() {
     let address = busy.local_addr().unwrap().to_string();
     let config = config_of(&cluster, "1").display().to_string();
     let done = scheduler(&["run", "--config", &config, "--listen", &address]);
-    done.refused(1, &[&address, "in use"]).unwrap();
+    done.refused(2, &[&address, "in use"]).unwrap();
     let config = config_of(&cluster, "node-1").display().to_string();
     let done = agent(&["run", "--config", &config, "--listen", &address]);
     done.refused(1, &[&address, "in use"]).unwrap();
@@ -166,17 +166,24 @@ fn a_data_directory_of_another_member_or_cluster_or_in_use_is_refused() {
         ])
     };
     let done = start(&foreign);
-    done.refused(1, &[&data_text]).unwrap();
+    done.refused(1, &[&data_text, "in use"]).unwrap();
 
     cluster.scheduler(1).daemon.terminate(STOP_TIMEOUT).unwrap();
     let before = contents(&data);
     let done = start(&foreign);
-    done.refused(1, &[&data_text, "cluster"]).unwrap();
+    done.refused(2, &[&data_text, "cluster"]).unwrap();
     let second = config_of(&cluster, "2").display().to_string();
     let done = start(&second);
-    done.refused(1, &[&data_text, "member"]).unwrap();
-    let names = |all: &BTreeMap<PathBuf, Vec<u8>>| all.keys().cloned().collect::<Vec<_>>();
-    assert_eq!(names(&contents(&data)), names(&before));
+    done.refused(2, &[&data_text, "member"]).unwrap();
+    // The lock names the process that tried last, and the store may leave a snapshot of its own index.
+    let unimportant = |path: &Path| {
+        let name = path.file_name().unwrap().to_string_lossy();
+        name == "lock" || name.starts_with("snap.")
+    };
+    for (path, bytes) in contents(&data) {
+        let same = before.get(&path) == Some(&bytes);
+        assert!(same || unimportant(&path), "{} was changed", path.display());
+    }
 
     cluster.scheduler(1).daemon.start().unwrap();
     cluster.wait_ready().unwrap();
@@ -197,7 +204,7 @@ fn a_damaged_store_refuses_to_start_and_the_others_go_on() {
         .daemon
         .terminate(STOP_TIMEOUT)
         .unwrap();
-    let file = config_of(&cluster, "2").with_file_name("data").join("db");
+    let file = config_of(&cluster, "2").with_file_name("data/log/db");
     let mut bytes = fs::read(&file).unwrap();
     // The file keeps stale copies: the live one is among all.
     let word = b"recognisable-12";
@@ -209,18 +216,16 @@ fn a_damaged_store_refuses_to_start_and_the_others_go_on() {
     }
     fs::write(&file, &bytes).unwrap();
 
-    let daemon = &mut cluster.scheduler(damaged).daemon;
-    daemon.start().unwrap();
-    let status = daemon.wait(STOP_TIMEOUT).unwrap();
-    assert_eq!(status.code(), Some(1), "{}", daemon.log_tail());
-    let said = daemon.log_since_start().unwrap();
-    assert!(said.contains("rejoin") && said.contains("data"), "{said}");
-    assert!(!said.contains("panicked"), "{said}");
-    assert_eq!(
-        fs::read(&file).unwrap(),
-        bytes,
-        "it repaired or emptied the store"
-    );
+    // It does not heal by trying again.
+    for _ in 0..2 {
+        let daemon = &mut cluster.scheduler(damaged).daemon;
+        daemon.start().unwrap();
+        let status = daemon.wait(STOP_TIMEOUT).unwrap();
+        assert_eq!(status.code(), Some(1), "{}", daemon.log_tail());
+        let said = daemon.log_since_start().unwrap();
+        assert!(said.contains("rejoin") && said.contains("data"), "{said}");
+        assert!(!said.contains("panicked"), "{said}");
+    }
 
     cluster.submit("after", &JobFile::custom("true")).unwrap();
     assert_eq!(cluster.wait("after").unwrap(), 0);
@@ -232,17 +237,17 @@ fn strangers_are_turned_away() {
     let foreign = foreign_install(&cluster);
     let own = cluster.install();
     // Another authority's certificate, a node's where a client's is due, and none at all.
-    for tls in [
-        foreign.join("clients/stranger/tls"),
-        own.join("nodes/node-1/tls"),
-        own.join("nowhere"),
-    ] {
+    let cases: [(_, &[&str]); 3] = [
+        (foreign.join("clients/stranger/tls"), &["certificate"]),
+        (own.join("nodes/node-1/tls"), &["node"]),
+        (own.join("nowhere"), &["nowhere", "issue"]),
+    ];
+    for (tls, words) in cases {
         let mut command = cluster.raw_command().unwrap();
         command
             .args(["workspace", "create", "-n", "mine", "--tls-dir"])
             .arg(&tls);
-        let done = run(command).unwrap();
-        done.refused(1, &["tls"]).unwrap();
+        run(command).unwrap().refused(1, words).unwrap();
     }
     assert_eq!(
         cluster

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use trainyard_e2e::cluster::{CLUSTER, Cluster, JobFile, WORKSPACE, in_experiment, text};
-use trainyard_e2e::hosts::{Ganesha, Host};
+use trainyard_e2e::hosts::Ganesha;
 
 const UML_TIMEOUT: Duration = Duration::from_secs(60);
 const MACHINE: &str = "machine-1";
@@ -26,23 +26,21 @@ struct Storage {
     cluster: Cluster,
     server: Ganesha,
     export: PathBuf,
-    _host: Host,
 }
 
 impl Storage {
     fn start() -> Self {
-        let cluster = Cluster::builder().nodes(0).machines(1).start().unwrap();
+        let builder = Cluster::builder().host("storage").nodes(0).machines(1);
+        let cluster = builder.start().unwrap();
         let export = cluster.folder().join("export");
         fs::create_dir(&export).unwrap();
         fs::set_permissions(&export, Permissions::from_mode(0o777)).unwrap();
-        let host = cluster.net().host("storage").unwrap();
-        let server = Ganesha::start(&host, &export).unwrap();
+        let server = Ganesha::start(cluster.host("storage"), &export).unwrap();
         cluster.open_workspace(1).unwrap();
         let storage = Self {
             cluster,
             server,
             export,
-            _host: host,
         };
         storage.add_file_server("nfs", "/export");
         storage

@@ -24,6 +24,7 @@ pub struct Builder {
     schedulers: u64,
     nodes: usize,
     machines: usize,
+    hosts: Vec<String>,
     gpus: u32,
     timing: Timing,
     task_user: Option<String>,
@@ -35,6 +36,7 @@ impl Default for Builder {
             schedulers: 1,
             nodes: 1,
             machines: 0,
+            hosts: Vec::new(),
             gpus: 4,
             timing: Timing::default(),
             task_user: None,
@@ -58,6 +60,12 @@ impl Builder {
     /// How many nodes with a kernel of their own, named `machine-1` and so on. Default: 0.
     pub fn machines(mut self, count: usize) -> Self {
         self.machines = count;
+        self
+    }
+
+    /// One more host, with no daemon of Trainyard: an NFS server's. Machines know only the names of hosts that were there first.
+    pub fn host(mut self, name: &str) -> Self {
+        self.hosts.push(name.to_owned());
         self
     }
 
@@ -132,6 +140,10 @@ impl Builder {
             let log = layout.log(&name);
             nodes.insert(name, Member::new(host, Binary::Agent, file, &log)?);
         }
+        let mut hosts = BTreeMap::new();
+        for name in &self.hosts {
+            hosts.insert(name.clone(), net.host(name)?);
+        }
         let mut machines = BTreeMap::new();
         for name in machine_names {
             let uml = Uml::boot(&net, &name, folder.path(), MACHINE_MEMORY_MIB)?;
@@ -150,6 +162,7 @@ impl Builder {
             schedulers,
             nodes,
             machines,
+            hosts,
             members,
             install: layout.install(),
             client_config: layout.client_config(CLIENT),

@@ -32,7 +32,7 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use crate::error::Result;
-use crate::hosts::Net;
+use crate::hosts::{Host, Net};
 
 pub use api::Api;
 pub use binaries::{Binary, binary};
@@ -52,6 +52,7 @@ pub struct Cluster {
     schedulers: BTreeMap<u64, Member>,
     nodes: BTreeMap<String, Member>,
     machines: BTreeMap<String, Machine>,
+    hosts: BTreeMap<String, Host>,
     members: Vec<(u64, SocketAddr)>,
     install: PathBuf,
     client_config: PathBuf,
@@ -107,6 +108,20 @@ impl Cluster {
             .unwrap_or_else(|| panic!("this cluster has no machine {name}"))
     }
 
+    /// A host that the builder was asked for.
+    ///
+    /// # Panics
+    /// When there is none: the test is wrong.
+    #[allow(
+        clippy::panic,
+        reason = "a scenario that names a host it did not ask for cannot go on"
+    )]
+    pub fn host(&self, name: &str) -> &Host {
+        self.hosts
+            .get(name)
+            .unwrap_or_else(|| panic!("this cluster has no host {name}"))
+    }
+
     /// All schedulers by id.
     pub fn schedulers(&mut self) -> impl Iterator<Item = (u64, &mut Member)> {
         self.schedulers.iter_mut().map(|(id, member)| (*id, member))
@@ -117,7 +132,7 @@ impl Cluster {
         &self.members
     }
 
-    /// The network, to add hosts of the test's own (an NFS server).
+    /// The network.
     pub fn net(&self) -> &Net {
         &self.net
     }

@@ -35,14 +35,10 @@ pub(crate) fn describe(status: &Status) -> String {
     }
 }
 
-/// What to do about a code whose messages come from the transport rather than from a handler that knows better.
+/// What to do about a code whose messages do not say it themselves. (The shared client does for a group that does not answer.)
 fn way_out(code: Code) -> Option<&'static str> {
     match code {
-        Code::Unavailable => Some(
-            "check that a majority of the schedulers runs and that `--server` or the configuration file names them",
-        ),
-        Code::DeadlineExceeded => Some("the schedulers are slow or have no leader: try again"),
-        Code::Unauthenticated | Code::PermissionDenied => {
+        Code::Unauthenticated => {
             Some("check that `--tls-dir` holds a certificate of this cluster's authority")
         }
         Code::Unimplemented => Some("the scheduler is older than this command: upgrade it"),
@@ -73,8 +69,8 @@ mod tests {
     }
 
     #[test]
-    fn an_unreachable_group_names_the_way_out() {
-        assert!(describe(&Status::unavailable("no scheduler answers")).contains("--server"));
+    fn a_fault_of_the_scheduler_names_the_way_out() {
+        assert!(describe(&Status::internal("overflow")).contains("its log says more"));
     }
 
     #[test]

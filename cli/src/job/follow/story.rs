@@ -77,15 +77,14 @@ impl Story {
             }
         }
         if now.1 == AttemptOutcome::NodeLost && before.is_none_or(|(_, outcome)| outcome != now.1) {
-            let why = attempt
-                .errors
-                .first()
-                .map(|error| format!(": {}", error_text(error)))
-                .unwrap_or_default();
-            lines.push(Line::Happened(format!(
-                "attempt {} lost a node{why}; the job is queued again",
-                attempt.number
-            )));
+            let text = match attempt.errors.first() {
+                Some(error) => format!("attempt {} ended: {}", attempt.number, error_text(error)),
+                None => format!(
+                    "attempt {} lost a node; the job is queued again",
+                    attempt.number
+                ),
+            };
+            lines.push(Line::Happened(text));
         }
     }
 }

@@ -3,12 +3,12 @@
 //! A gRPC client and nothing more: it must never decide what the schedulers decide, read their data directories, or keep
 //! state of its own. (`trainyard dev` starts daemons as child processes; it talks to them like any other client.)
 //!
-//! One module per noun; what they share: [`args`] (global flags), [`context`] (connection and output of one run),
-//! [`api`] (typed calls), [`scope`] (`-w -e -n` to resource names), [`output`] and [`table`] (what goes to stdout),
-//! [`console`] (what goes to stderr while something lasts), [`error`] and [`status`] (sentences and exit statuses).
+//! One module per noun; what they share: `args` (global flags), `context` (connection and output of one run),
+//! `api` (typed calls), `scope` (`-w -e -n` to resource names), `output` and `table` (what goes to stdout),
+//! `console` (what goes to stderr while something lasts), `error` and `status` (sentences and exit statuses).
 //!
 //! Exit status: 0 success; 1 failure; 2 wrong usage; 130 left by Ctrl-C; 141 the reader of the output has closed it.
-//! `job wait` and `job create --follow` return the job's own exit code (see [`job`]).
+//! `job wait` and `job create --follow` return the job's own exit code (see `job`).
 
 mod api;
 mod args;

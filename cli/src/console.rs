@@ -9,10 +9,15 @@ use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::error::Error;
 
+/// Between two turns of the spinner.
+const TICK_EVERY: Duration = Duration::from_millis(120);
+
 /// See the head of this file.
 pub(crate) struct Console {
     stdout: Box<dyn Write + Send>,
     stderr: Box<dyn Write + Send>,
+    is_terminal: bool,
+    /// There is one only while something lasts: else it would be drawn again after each line.
     spinner: Option<ProgressBar>,
     /// The last thing waited for, so that a pipe gets a line only when it changes.
     waiting: String,
@@ -21,17 +26,11 @@ pub(crate) struct Console {
 impl Console {
     /// On this process's stdout and stderr.
     pub(crate) fn standard() -> Self {
-        let spinner = io::stderr().is_terminal().then(|| {
-            let spinner = ProgressBar::new_spinner();
-            if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
-                spinner.set_style(style);
-            }
-            spinner
-        });
         Self {
             stdout: Box::new(io::stdout()),
             stderr: Box::new(io::stderr()),
-            spinner,
+            is_terminal: io::stderr().is_terminal(),
+            spinner: None,
             waiting: String::new(),
         }
     }
@@ -42,6 +41,7 @@ impl Console {
         Self {
             stdout,
             stderr,
+            is_terminal: false,
             spinner: None,
             waiting: String::new(),
         }
@@ -63,18 +63,18 @@ impl Console {
             return;
         }
         text.clone_into(&mut self.waiting);
-        match &self.spinner {
-            Some(spinner) => {
-                spinner.set_message(text.to_owned());
-                spinner.enable_steady_tick(Duration::from_millis(120));
-            }
-            None => self.line(text),
+        if self.is_terminal {
+            let spinner = self.spinner.get_or_insert_with(new_spinner);
+            spinner.set_message(text.to_owned());
+            spinner.enable_steady_tick(TICK_EVERY);
+        } else {
+            self.line(text);
         }
     }
 
-    /// As [`waiting`](Self::waiting), of something that will be said better in a moment: on a terminal only.
+    /// As [`waiting`](Self::waiting), of something that other lines say: on a terminal only.
     pub(crate) fn waiting_on_terminal(&mut self, text: &str) {
-        if self.spinner.is_some() {
+        if self.is_terminal {
             self.waiting(text);
         }
     }
@@ -82,10 +82,8 @@ impl Console {
     /// Nothing lasts any more.
     pub(crate) fn done_waiting(&mut self) {
         self.waiting.clear();
-        if let Some(spinner) = &self.spinner {
-            spinner.disable_steady_tick();
+        if let Some(spinner) = self.spinner.take() {
             spinner.finish_and_clear();
-            spinner.reset();
         }
     }
 
@@ -114,6 +112,14 @@ impl Drop for Console {
     fn drop(&mut self) {
         self.done_waiting();
     }
+}
+
+fn new_spinner() -> ProgressBar {
+    let spinner = ProgressBar::new_spinner();
+    if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}") {
+        spinner.set_style(style);
+    }
+    spinner
 }
 
 fn suspended<T>(spinner: Option<&ProgressBar>, write: impl FnOnce() -> T) -> T {

@@ -100,6 +100,8 @@ pub(crate) struct Follow {
     console: Console,
     options: Options,
     story: Story,
+    /// Why it waits, as it was said last.
+    explained: String,
     /// The last state of the job.
     job: Option<Job>,
     /// Every file that was found; `None` once all of it is printed.
@@ -120,6 +122,7 @@ impl Follow {
             console,
             options,
             story: Story::default(),
+            explained: String::new(),
             job: None,
             files: BTreeMap::new(),
             pumps: JoinSet::new(),
@@ -182,7 +185,10 @@ impl Follow {
                     self.say(&text);
                 }
                 Line::Lasts(text) => self.console.waiting(&said(&text)),
-                Line::Queued => self.console.waiting_on_terminal(&said("queued")),
+                Line::Queued => {
+                    self.explained.clear();
+                    self.console.waiting_on_terminal(&said("queued"));
+                }
             }
         }
         self.open_files(&job);
@@ -370,8 +376,10 @@ impl Follow {
         };
         if let Ok(Ok(explanation)) = timeout(ASK_TIMEOUT, self.api.explain_job(request)).await
             && let Some(text) = waiting_text(&explanation)
+            && text != self.explained
         {
-            self.console.waiting(&said(&text));
+            self.say(&text);
+            self.explained = text;
         }
     }
 

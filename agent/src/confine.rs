@@ -183,7 +183,11 @@ impl Confinement {
     pub fn task_group(&self, layout: &Layout, task: &str) -> Option<PathBuf> {
         match self {
             Self::CgroupV2 { base } => {
-                Some(base.join(format!("{}-{}.{task}", layout.uid, layout.attempt)))
+                // With the node: several agents of one host (a trial cluster) share the base.
+                Some(base.join(format!(
+                    "{}.{}-{}.{task}",
+                    layout.node, layout.uid, layout.attempt
+                )))
             }
             Self::ProcessGroup => None,
         }

@@ -325,7 +325,7 @@ fn a_spec_for_the_shim_points_into_spool_and_share() {
     );
     assert_eq!(
         spec.group,
-        Some("/g/0d1e2f30-4152-6374-8596-a7b8c9dadbec-1.main".into())
+        Some("/g/n-1.0d1e2f30-4152-6374-8596-a7b8c9dadbec-1.main".into())
     );
     assert_eq!(
         (spec.user.uid, spec.attempt, spec.stop_grace_ms),

@@ -254,7 +254,6 @@ fn kill_orphans(file: &PidFile) -> Vec<Process> {
     for _ in 0..5 {
         if let Some(group) = &file.group {
             let _ = std::fs::write(group.join("cgroup.kill"), "1");
-            let _ = std::fs::remove_dir(group);
         }
         let all = processes::all();
         // The number of the shim is that of its session. Should it belong to a later process, the session is gone.
@@ -285,7 +284,22 @@ fn kill_orphans(file: &PidFile) -> Vec<Process> {
         );
         std::thread::sleep(Duration::from_millis(10));
     }
+    if let Some(group) = &file.group {
+        remove_group(group);
+    }
     killed
+}
+
+/// Removes a group whose processes were just killed, once the kernel has let go of them.
+fn remove_group(group: &Path) {
+    for _ in 0..50 {
+        match std::fs::remove_dir(group) {
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) => {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            _ => return,
+        }
+    }
 }
 
 fn owner(pid: i32) -> Option<u32> {

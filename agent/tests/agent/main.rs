@@ -11,4 +11,5 @@ mod node;
 mod scheduler;
 mod sessions;
 mod shim;
+mod torch;
 mod volumes;

@@ -385,6 +385,23 @@ async fn a_killed_shim_takes_its_task_along_and_the_rest_is_killed_on_adoption()
 }
 
 #[tokio::test]
+async fn the_cgroup_of_a_lost_task_is_ended_and_removed() {
+    let Confinement::CgroupV2 { base } = Confinement::detect() else {
+        return;
+    };
+    let mut scene = Scene::new("(setsid setsid sleep 200 & echo $! > left); sleep 200");
+    let group = base.join(format!("test-lost-{}", std::process::id()));
+    scene.spec.group = Some(group.clone());
+    let mut handle = scene.spawn().await;
+    let left = scene.number("work/left").await;
+    kill(Pid::from_raw(handle.pid()), Signal::SIGKILL).unwrap();
+    handle.wait().await.unwrap_err();
+    assert!(!lives(left));
+    assert!(!group.exists());
+    let _ = std::fs::remove_dir(&base);
+}
+
+#[tokio::test]
 async fn a_directory_that_was_given_up_starts_no_task_any_more() {
     let scene = Scene::new("touch ran");
     assert!(matches!(
@@ -478,6 +495,8 @@ async fn a_cgroup_holds_and_ends_all_of_a_task() {
     );
     assert!(!lives(scene.number("work/left").await));
     assert!(!group.exists(), "the group is removed");
+    // Gone as well, unless another test is using it.
+    let _ = std::fs::remove_dir(&base);
 }
 
 /// Not a check but a measurement: `cargo nextest run --run-ignored all -E 'test(latency)' --no-capture`.

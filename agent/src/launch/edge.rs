@@ -1,4 +1,4 @@
-//! The few looks at the host that a launch needs. [`check`] runs in a helper process, because paths may lie on volumes
+//! The few looks at the host that a launch needs. `check` runs in a helper process, because paths may lie on volumes
 //! that hang; the others look at local disks and sockets only.
 
 use std::io;

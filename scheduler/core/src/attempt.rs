@@ -6,8 +6,9 @@
 //!    └──── any FAILED, non-zero exit, LOST, or a request to terminate ────► STOP(why)
 //! ```
 //!
-//! The outcome is decided once, when the attempt enters STOP, and never changes, except that a request to
-//! terminate overrides the loss of a node (so that the job is not queued again). The record of an attempt belongs
+//! The outcome is decided when the attempt enters STOP. Until the attempt has ended it changes in two cases only: a
+//! failure turns out to be the loss of a node, and a request to terminate overrides a failure or a loss (so that the
+//! job is not queued again). The record of an attempt belongs
 //! to the scheduler; a node's `status` belongs to that node's agent, and only LOST is written by the scheduler.
 
 use prost_types::Timestamp;
@@ -16,6 +17,9 @@ use trainyard_proto::v1::{
     Attempt, AttemptNode, AttemptNodePhase, AttemptNodeStatus, AttemptOutcome, AttemptPhase,
     BatchAiError, NameValuePair,
 };
+
+/// Code of the error of a node that was lost; agents report it as well.
+const NODE_LOST: &str = "NodeLost";
 
 /// Phase that the node reported last.
 pub(crate) fn phase_of(node: &AttemptNode) -> AttemptNodePhase {
@@ -62,10 +66,8 @@ pub(crate) fn advance(attempt: &mut Attempt, now: &Timestamp) {
                 let error = node_lost(&node.node);
                 stop(attempt, AttemptOutcome::NodeLost, None, vec![error]);
             } else if let Some((exit_code, errors)) = first_failure(attempt) {
-                // The agent's own word that the lease or a reboot took its tasks: the job is not to blame.
-                let lost = errors.first().is_some_and(|e| e.code == "NodeLost");
-                let outcome = if lost { AttemptOutcome::NodeLost } else { AttemptOutcome::Failed };
-                stop(attempt, outcome, exit_code, errors);
+                stop(attempt, AttemptOutcome::Failed, exit_code, errors);
+                blame_lost_node(attempt);
             } else if attempt.phase() == AttemptPhase::Prepare {
                 if attempt.nodes.iter().all(|n| is_past_barrier(phase_of(n))) {
                     attempt.set_phase(AttemptPhase::Run);
@@ -78,7 +80,8 @@ pub(crate) fn advance(attempt: &mut Attempt, now: &Timestamp) {
                 stop(attempt, AttemptOutcome::Succeeded, Some(0), Vec::new());
             }
         }
-        AttemptPhase::Stop | AttemptPhase::Unspecified | AttemptPhase::Ended => {}
+        AttemptPhase::Stop => blame_lost_node(attempt),
+        AttemptPhase::Unspecified | AttemptPhase::Ended => {}
     }
     let done = attempt.nodes.iter().all(|n| {
         matches!(
@@ -92,21 +95,47 @@ pub(crate) fn advance(attempt: &mut Attempt, now: &Timestamp) {
     }
 }
 
-/// Ends the attempt on request. Without effect once it succeeded or failed by itself.
+/// The tasks of a gang fail within moments when one of their nodes dies, long before its lease is over. So a failure
+/// turns out to be the loss of a node when, before the attempt has ended, a node is lost that had not ended by itself.
+fn blame_lost_node(attempt: &mut Attempt) {
+    if attempt.outcome() != AttemptOutcome::Failed {
+        return;
+    }
+    let Some(node) = attempt.nodes.iter().find(|n| is_taken_away(n)) else {
+        return;
+    };
+    let mut errors = vec![node_lost(&node.node)];
+    errors.append(&mut attempt.errors);
+    errors.dedup_by(|a, b| a.code == b.code && a.details == b.details);
+    stop(attempt, AttemptOutcome::NodeLost, None, errors);
+}
+
+/// Whether the node was lost before its part ended, by the lease or by its agent's own word (a reboot, or a lease that
+/// ran out and was renewed in time).
+fn is_taken_away(node: &AttemptNode) -> bool {
+    let Some(status) = node.status.as_ref() else {
+        return false;
+    };
+    let by_agent = status.errors.first().is_some_and(|e| e.code == NODE_LOST);
+    by_agent
+        || (status.phase() == AttemptNodePhase::Lost
+            && status.exit_code.is_none()
+            && status.errors.is_empty())
+}
+
+/// Ends the attempt on request. Without effect once it succeeded; one that failed, but whose nodes have not all ended
+/// yet, counts as terminated, so that it can never be queued again.
 pub(crate) fn terminate(attempt: &mut Attempt, cause: TerminateCause, now: &Timestamp) -> bool {
     let undecided = match attempt.outcome() {
-        AttemptOutcome::Unspecified | AttemptOutcome::NodeLost => true,
-        AttemptOutcome::Succeeded | AttemptOutcome::Failed | AttemptOutcome::Terminated => false,
+        AttemptOutcome::Unspecified | AttemptOutcome::NodeLost | AttemptOutcome::Failed => true,
+        AttemptOutcome::Succeeded | AttemptOutcome::Terminated => false,
     };
     if !undecided || attempt.phase() == AttemptPhase::Ended {
         return false;
     }
-    stop(
-        attempt,
-        AttemptOutcome::Terminated,
-        None,
-        vec![terminated(cause)],
-    );
+    let mut errors = vec![terminated(cause)];
+    errors.append(&mut attempt.errors);
+    stop(attempt, AttemptOutcome::Terminated, None, errors);
     advance(attempt, now);
     true
 }
@@ -201,7 +230,7 @@ fn job_failed(node: &str, exit_code: Option<i32>) -> BatchAiError {
 
 fn node_lost(node: &str) -> BatchAiError {
     BatchAiError {
-        code: "NodeLost".to_owned(),
+        code: NODE_LOST.to_owned(),
         message: format!("{node} was lost while the job ran; the job is queued again."),
         details: vec![detail("node", node)],
     }

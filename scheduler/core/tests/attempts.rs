@@ -404,3 +404,94 @@ fn a_report_that_changes_nothing_is_not_worth_an_entry() {
             .report_differs("nodes/n1", epoch - 1, &[w.observed("j", status(Cleaned))])
     );
 }
+
+#[test]
+fn a_failure_that_a_lost_node_caused_queues_the_job_again() {
+    let mut w = World::new(3, 0);
+    w.submit("j", 2);
+    w.plan();
+    for node in ["n1", "n2"] {
+        w.report(node, "j", Prepared);
+        w.report(node, "j", Running);
+    }
+    // n2's host dies; n1's rank gets "connection closed" at once.
+    w.exit("n1", "j", 1);
+    w.report("n1", "j", Cleaned);
+    assert_eq!(
+        w.execution("j"),
+        ExecutionState::Running,
+        "n2 has not confirmed yet"
+    );
+    w.lose("n2");
+    assert_eq!(w.execution("j"), ExecutionState::Queued);
+    assert_eq!(w.attempt("j").outcome(), AttemptOutcome::NodeLost);
+    let codes: Vec<&str> = w
+        .attempt("j")
+        .errors
+        .iter()
+        .map(|e| e.code.as_str())
+        .collect();
+    assert_eq!(
+        codes,
+        ["NodeLost", "JobFailed"],
+        "what was seen first is kept"
+    );
+    w.plan();
+    assert_eq!(
+        (w.attempt("j").number, w.nodes_of("j")),
+        (2, vec!["n1".to_owned(), "n3".to_owned()])
+    );
+}
+
+#[test]
+fn a_node_that_failed_by_itself_and_is_lost_later_is_still_a_failure() {
+    let mut w = World::new(2, 0);
+    w.submit("j", 2);
+    w.plan();
+    for node in ["n1", "n2"] {
+        w.report(node, "j", Prepared);
+    }
+    w.exit("n2", "j", 3);
+    w.report("n1", "j", Cleaned);
+    w.lose("n2");
+    assert_eq!(w.execution("j"), ExecutionState::Failed);
+    assert_eq!(
+        w.job("j").execution_info.as_ref().unwrap().exit_code,
+        Some(3)
+    );
+}
+
+#[test]
+fn an_agent_that_says_its_tasks_were_taken_away_queues_the_job_again() {
+    let mut w = World::new(1, 0);
+    w.submit("j", 1);
+    w.plan();
+    let error = BatchAiError {
+        code: "NodeLost".into(),
+        message: "lease".into(),
+        details: vec![],
+    };
+    w.report_status(
+        "n1",
+        "j",
+        AttemptNodeStatus {
+            errors: vec![error],
+            ..status(Failed)
+        },
+    );
+    w.report("n1", "j", Cleaned);
+    assert_eq!(w.execution("j"), ExecutionState::Queued);
+}
+
+#[test]
+fn a_request_to_terminate_a_failing_job_prevents_the_requeue() {
+    let mut w = World::new(2, 0);
+    w.submit("j", 2);
+    w.plan();
+    w.report("n2", "j", Preparing);
+    w.exit("n1", "j", 1);
+    w.delete(&job("j")).unwrap();
+    w.report("n1", "j", Cleaned);
+    w.lose("n2");
+    assert!(w.state.job(&job("j")).is_none());
+}

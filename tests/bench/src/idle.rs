@@ -44,6 +44,7 @@ pub(crate) async fn run(rig_args: &RigArgs, args: &IdleArgs) -> Result<Value> {
         "scheduler_rss_mib": largest_mib(&members)?,
         "scheduler_cpu_percent": percents(0..first_agent),
         "leader_cpu_percent": cpu.percent(leader),
+        "other_cpu_percent": cpu.other_percent(),
         "seconds": args.seconds,
         "schedulers": rig_args.schedulers,
         "nodes": args.nodes.nodes,

@@ -87,6 +87,7 @@ async fn measure_jobs(rig_args: &RigArgs, args: &SubmitArgs) -> Result<Value> {
         "leader_cpu_percent": cpu.percent(leader),
         "follower_cpu_percent": cpu.highest_percent_but(leader),
         "client_cpu_percent": cpu.own_percent(),
+        "other_cpu_percent": cpu.other_percent(),
         "file_system": rig.file_system(),
     }))
 }
@@ -115,6 +116,7 @@ async fn measure_etcd(rig_args: &RigArgs, args: &SubmitArgs, report: &mut Value)
     report["etcd_p99_ms"] = latencies.percentile_ms(99).into();
     report["etcd_leader_cpu_percent"] = cpu.percent(leader).into();
     report["etcd_client_cpu_percent"] = cpu.own_percent().into();
+    report["etcd_other_cpu_percent"] = cpu.other_percent().into();
     report["ratio_to_etcd"] = round(own / etcd_per_second).into();
     Ok(())
 }

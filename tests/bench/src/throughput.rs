@@ -79,6 +79,8 @@ pub(crate) async fn run(rig_args: &RigArgs, args: &ThroughputArgs) -> Result<Val
         "leader_cpu_percent": cpu.percent(leader),
         "agent_cpu_percent": cpu.percent(usize::from(rig_args.schedulers)),
         "client_cpu_percent": cpu.own_percent(),
+        // Supervisors, helpers and tasks are in it.
+        "other_cpu_percent": cpu.other_percent(),
         "file_system": rig.file_system(),
     }))
 }

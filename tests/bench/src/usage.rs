@@ -4,7 +4,7 @@ use std::fs;
 use std::time::{Duration, Instant};
 
 use nix::time::{ClockId, clock_getcpuclockid};
-use nix::unistd::Pid;
+use nix::unistd::{Pid, SysconfVar, sysconf};
 
 use crate::error::{BenchError, Context, Result};
 use crate::stats::round;
@@ -17,10 +17,32 @@ pub(crate) fn cpu_time(pid: Pid) -> Result<Duration> {
         .cannot(format_args!("read the processor time of process {pid}"))
 }
 
+/// Processor time that the whole machine has used so far, in steps of the kernel's clock tick (10 ms as a rule).
+fn machine_time() -> Result<Duration> {
+    let table = fs::read_to_string("/proc/stat").cannot("read /proc/stat")?;
+    let ticks = busy_ticks(&table)
+        .ok_or_else(|| BenchError::new("/proc/stat has no line for all processors"))?;
+    let per_second = sysconf(SysconfVar::CLK_TCK)
+        .cannot("ask for the length of a tick")?
+        .unwrap_or(100);
+    Ok(Duration::from_secs_f64(ticks as f64 / per_second as f64))
+}
+
+/// User, nice, system, irq and softirq of all processors.
+fn busy_ticks(table: &str) -> Option<u64> {
+    let line = table.lines().find_map(|line| line.strip_prefix("cpu "))?;
+    let fields: Vec<u64> = line
+        .split_whitespace()
+        .map_while(|field| field.parse().ok())
+        .collect();
+    [0, 1, 2, 5, 6].iter().map(|index| fields.get(*index)).sum()
+}
+
 /// Processor time of some processes, and of this one, over a span of time.
 pub(crate) struct CpuMeter {
     pids: Vec<Pid>,
     before: Vec<Duration>,
+    machine_before: Duration,
     started: Instant,
 }
 
@@ -28,6 +50,7 @@ pub(crate) struct CpuMeter {
 pub(crate) struct CpuUse {
     /// As the pids were given, and this process last.
     used: Vec<Duration>,
+    machine: Duration,
     span: Duration,
 }
 
@@ -36,6 +59,7 @@ impl CpuMeter {
     pub(crate) fn start(mut pids: Vec<Pid>) -> Result<Self> {
         pids.push(Pid::this());
         Ok(Self {
+            machine_before: machine_time()?,
             before: pids.iter().copied().map(cpu_time).collect::<Result<_>>()?,
             pids,
             started: Instant::now(),
@@ -50,7 +74,12 @@ impl CpuMeter {
             .zip(&self.before)
             .map(|(now, before)| now.map(|now| now.saturating_sub(*before)))
             .collect::<Result<_>>()?;
-        Ok(CpuUse { used, span })
+        let machine = machine_time()?.saturating_sub(self.machine_before);
+        Ok(CpuUse {
+            used,
+            machine,
+            span,
+        })
     }
 }
 
@@ -72,6 +101,13 @@ impl CpuUse {
     /// Percent of one processor that this process used.
     pub(crate) fn own_percent(&self) -> f64 {
         self.percent(self.used.len() - 1)
+    }
+
+    /// Percent of one processor that everything else on the machine used: strangers, and the kernel's own threads. Much
+    /// of it means that the measurement was disturbed.
+    pub(crate) fn other_percent(&self) -> f64 {
+        let other = self.machine.saturating_sub(self.used.iter().sum());
+        round(100.0 * other.as_secs_f64() / self.span.as_secs_f64())
     }
 }
 
@@ -99,6 +135,14 @@ mod tests {
     fn this_process_uses_something() {
         assert!(resident_mib(Pid::this()).unwrap() > 0.5);
         assert!(cpu_time(Pid::this()).unwrap() > Duration::ZERO);
+    }
+
+    #[test]
+    fn waiting_is_not_busy() {
+        let table = "cpu  1 2 3 1000 1000 6 7 1000 0 0\ncpu0 9 9 9 9 9 9 9 9 9 9\n";
+        assert_eq!(busy_ticks(table), Some(19));
+        assert_eq!(busy_ticks("cpu 1 2"), None);
+        assert!(machine_time().unwrap() > Duration::ZERO);
     }
 
     #[test]

@@ -76,7 +76,9 @@ pub enum DaemonError {
         error: io::Error,
     },
     /// The port cannot be listened on.
-    #[error("listen: {address}: {error}")]
+    #[error(
+        "listen: cannot listen on {address}: {error}; stop what listens there, or give another address with --listen"
+    )]
     Listen {
         /// The address.
         address: std::net::SocketAddr,
@@ -96,10 +98,12 @@ impl DaemonError {
     #[must_use]
     pub fn exit_status(&self) -> u8 {
         match self {
-            DaemonError::Tls(_) | DaemonError::NotThisNode { .. } | DaemonError::User(_) => 2,
+            DaemonError::Tls(_)
+            | DaemonError::NotThisNode { .. }
+            | DaemonError::User(_)
+            | DaemonError::Listen { .. } => 2,
             DaemonError::Locked(_)
             | DaemonError::Data { .. }
-            | DaemonError::Listen { .. }
             | DaemonError::Runtime(_)
             | DaemonError::Serve(_) => 1,
         }

@@ -1,12 +1,13 @@
 //! What a node has: processors, memory, GPUs, addresses.
 //!
-//! Read once at start. NVIDIA's management library is loaded in a helper process: it can hang with a broken driver, and
+//! Read once at start: processors, memory and system by sysinfo, GPUs by NVIDIA's library. NVIDIA's management library is loaded in a helper process: it can hang with a broken driver, and
 //! its memory is not the agent's. Must never fail: a node without GPUs, or with a driver that hangs, is still a node.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use nix::ifaddrs::getifaddrs;
 use serde::{Deserialize, Serialize};
+use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
 use trainyard_proto::v1::{Gpu, GpuSource, Inventory};
 
 use crate::helper::{Failure, Helper, HelperError, Request};
@@ -58,20 +59,20 @@ pub async fn collect(helper: &Helper, options: &Options<'_>) -> Collected {
             }
         },
     };
-    let cpus = cpus();
+    let machine = machine();
     let node_class = options
         .node_class
         .clone()
         .filter(|class| !class.is_empty())
-        .unwrap_or_else(|| default_class(&gpus, cpus));
+        .unwrap_or_else(|| default_class(&gpus, machine.cpus));
     let inventory = Inventory {
         address: options.address.clone(),
-        cpus,
-        memory_bytes: memory_bytes(),
+        cpus: machine.cpus,
+        memory_bytes: machine.memory_bytes,
         gpus,
         gpu_source: source.into(),
-        os: os(&std::fs::read_to_string("/etc/os-release").unwrap_or_default()),
-        kernel: read_line("/proc/sys/kernel/osrelease"),
+        os: machine.os,
+        kernel: machine.kernel,
         confinement: options.confinement.to_owned(),
     };
     Collected {
@@ -193,27 +194,26 @@ fn default_class(gpus: &[Gpu], cpus: u32) -> String {
     format!("gpu{}-{}", gpus.len(), words.join("-"))
 }
 
-/// Logical processors that this process may use.
-fn cpus() -> u32 {
-    std::thread::available_parallelism()
-        .map_or(1, |count| u32::try_from(count.get()).unwrap_or(u32::MAX))
+/// What sysinfo says of the host.
+struct Machine {
+    cpus: u32,
+    memory_bytes: u64,
+    os: String,
+    kernel: String,
 }
 
-fn memory_bytes() -> u64 {
-    nix::sys::sysinfo::sysinfo().map_or(0, |info| info.ram_total())
-}
-
-/// The pretty name of `/etc/os-release`.
-fn os(release: &str) -> String {
-    let value = |key: &str| {
-        let line = release
-            .lines()
-            .find_map(|line| line.strip_prefix(key)?.strip_prefix('='));
-        line.map(|value| value.trim().trim_matches(['"', '\'']).to_owned())
-    };
-    value("PRETTY_NAME")
-        .or_else(|| value("NAME"))
-        .unwrap_or_else(|| "Linux".to_owned())
+/// Reads only what is wanted: a full refresh would walk every process of the host.
+fn machine() -> Machine {
+    let wanted = RefreshKind::nothing()
+        .with_cpu(CpuRefreshKind::nothing())
+        .with_memory(MemoryRefreshKind::nothing().with_ram());
+    let system = System::new_with_specifics(wanted);
+    Machine {
+        cpus: u32::try_from(system.cpus().len().max(1)).unwrap_or(u32::MAX),
+        memory_bytes: system.total_memory(),
+        os: System::long_os_version().unwrap_or_else(|| "Linux".to_owned()),
+        kernel: System::kernel_version().unwrap_or_default(),
+    }
 }
 
 fn read_line(path: &str) -> String {
@@ -254,13 +254,10 @@ mod tests {
     }
 
     #[test]
-    fn the_system_has_a_name() {
-        assert_eq!(
-            os("NAME=\"Debian\"\nPRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\n"),
-            "Debian GNU/Linux 12 (bookworm)"
-        );
-        assert_eq!(os(""), "Linux");
-        assert!(memory_bytes() > 0);
+    fn the_machine_is_described() {
+        let machine = machine();
+        assert!(machine.cpus > 0 && machine.memory_bytes > 0);
+        assert!(!machine.os.is_empty() && !machine.kernel.is_empty());
         assert!(!boot_id().is_empty());
     }
 }

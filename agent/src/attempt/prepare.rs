@@ -74,7 +74,11 @@ impl Runner {
             let started = Instant::now();
             let host = Arc::clone(&self.host);
             let user = credentials.clone();
-            let target = mount.target.clone();
+            let what = format!(
+                "{} at {}",
+                volumes::describe(&mount),
+                mount.target.display()
+            );
             let mounting = async move {
                 let turn = match position < shared {
                     true => Some(host.cluster_mounts.turn(&mount.target).await),
@@ -85,15 +89,12 @@ impl Runner {
                 mounted
             };
             match interruptible(&mut self.goal, mounting).await? {
-                Ok(()) => self.log.line(&format!(
-                    "mounted {} in {}",
-                    target.display(),
-                    took(started)
-                )),
+                Ok(()) => self
+                    .log
+                    .line(&format!("mounted {what} in {}", took(started))),
                 Err(error) => {
                     self.log.line(&format!(
-                        "mounting {} failed after {}: {error}",
-                        target.display(),
+                        "mounting {what} failed after {}: {error}",
                         took(started)
                     ));
                     return Err(Problem::mount(&self.assignment, &error).into());

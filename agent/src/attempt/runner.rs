@@ -165,9 +165,13 @@ impl Runner {
         if let Some(plan) = &preparation {
             files.extend([plan.stdout.clone(), plan.stderr.clone()]);
         }
-        // What the toolkit will write is known early, so that readers can wait for it; whether it can be launched is
-        // judged when it is due.
-        if let Ok(plan) = launch::plan(&self.assignment, &layout, &self.host.facts) {
+        // What the toolkit will write is known early, so that readers can wait for it; whether it can be launched, and
+        // the real port, are judged when it is due.
+        let mut facts = self.host.facts.clone();
+        facts.rendezvous_port = facts.rendezvous_port.max(1);
+        let mut assumed = trainyard_proto::v1::Assignment::clone(&self.assignment);
+        assumed.rendezvous_port = assumed.rendezvous_port.max(1);
+        if let Ok(plan) = launch::plan(&assumed, &layout, &facts) {
             files.extend(launch::files(&plan));
         }
         self.progress.status.files = files;

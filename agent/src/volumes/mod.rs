@@ -58,6 +58,17 @@ pub enum Unmounted {
     Absent,
 }
 
+/// Where a volume comes from, for people: `SERVER:/EXPORT`, a directory of the node, or the mount command.
+#[must_use]
+pub fn describe(point: &MountPoint) -> String {
+    match &point.volume.source {
+        Some(volume::Source::HostPath(path)) => path.clone(),
+        Some(volume::Source::Nfs(nfs)) => format!("{}:{}", nfs.address, nfs.path),
+        Some(volume::Source::MountCommand(command)) => format!("`{command}`"),
+        None => "nothing".to_owned(),
+    }
+}
+
 /// Mounts a volume. One that is mounted already, by an earlier life of the agent, is left as it is.
 ///
 /// # Errors

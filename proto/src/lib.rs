@@ -21,5 +21,4 @@ pub mod store {
 
 /// The encoded `FileDescriptorSet` of everything above, with imports and without comments: for gRPC
 /// reflection and for reading and printing messages by field name.
-pub const FILE_DESCRIPTOR_SET: &[u8] =
-    include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+pub const FILE_DESCRIPTOR_SET: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));

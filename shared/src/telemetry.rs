@@ -104,10 +104,14 @@ pub fn init(
     Ok(())
 }
 
-/// The filter that `value` of the variable asks for.
-fn filter(value: String, default_level: tracing::Level) -> Result<EnvFilter, TelemetryError> {
+/// The filter that `value` of the variable asks for. Without one, the consensus library speaks of trouble only: it tells
+/// every step of every election, and the daemon says itself who leads.
+fn filter(mut value: String, default_level: tracing::Level) -> Result<EnvFilter, TelemetryError> {
     let level = LevelFilter::from_level(default_level);
     let builder = EnvFilter::builder().with_default_directive(level.into());
+    if value.is_empty() {
+        value = format!("{level},raft=warn");
+    }
     builder
         .parse(&value)
         .map_err(|error| TelemetryError::Level {

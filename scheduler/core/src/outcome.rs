@@ -87,7 +87,10 @@ impl Refusal {
         Self::new(
             RefusalKind::NotFound,
             resource,
-            format!("{resource} does not exist; `list` shows what does"),
+            format!(
+                "{resource} does not exist; {} shows what does",
+                list_command(resource)
+            ),
         )
     }
 
@@ -149,6 +152,56 @@ impl Refusal {
             resource: resource.to_owned(),
             message: message.into(),
             violations: Vec::new(),
+        }
+    }
+}
+
+/// The command that lists the siblings of a resource.
+fn list_command(resource: &str) -> String {
+    let segments: Vec<&str> = resource.split('/').collect();
+    let noun = match segments.iter().rev().nth(1) {
+        Some(&"workspaces") => "workspace",
+        Some(&"clusters") => "cluster",
+        Some(&"fileServers") => "file-server",
+        Some(&"experiments") => "experiment",
+        Some(&"jobs") => "job",
+        Some(&"nodes") => "node",
+        _ => return "`trainyard --help`".to_owned(),
+    };
+    let mut command = format!("trainyard {noun} list");
+    if segments.len() > 2 && segments[0] == "workspaces" {
+        command.push_str(&format!(" -w {}", segments[1]));
+    }
+    if segments.len() > 4 && segments[2] == "experiments" {
+        command.push_str(&format!(" -e {}", segments[3]));
+    }
+    command
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_does_not_exist_names_the_command_that_lists_what_does() {
+        for (resource, command) in [
+            ("workspaces/w", "trainyard workspace list shows"),
+            (
+                "workspaces/w/clusters/c",
+                "trainyard cluster list -w w shows",
+            ),
+            (
+                "workspaces/w/experiments/e",
+                "trainyard experiment list -w w shows",
+            ),
+            (
+                "workspaces/w/experiments/e/jobs/j",
+                "trainyard job list -w w -e e shows",
+            ),
+            ("nodes/n", "trainyard node list shows"),
+        ] {
+            let message = Refusal::not_found(resource).message;
+            assert!(message.contains(command), "{message}");
         }
     }
 }

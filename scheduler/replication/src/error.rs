@@ -26,8 +26,7 @@ pub enum StartError {
     /// The directory belongs to another cluster or another member.
     #[error(
         "{path} belongs to member {found_member} of cluster {found_cluster}, but this scheduler is member {member} of \
-         cluster {cluster}: point data_dir at this member's own directory, or move that one away and run \
-         `trainyard-scheduler rejoin`"
+         cluster {cluster}: point data_dir at this member's own directory"
     )]
     WrongOwner {
         /// The directory.
@@ -60,7 +59,7 @@ pub enum StartError {
     /// The state machine refused the stored snapshot.
     #[error(
         "the snapshot at log index {index} cannot be restored: {why}. If this release is older than the one that wrote it, \
-         start the newer one; otherwise run `trainyard-scheduler rejoin` to fetch the state from the other members"
+         start the newer one; otherwise keep this member stopped and the others running (a majority of them serves on), and never start it empty"
     )]
     Restore {
         /// Log index of the snapshot.
@@ -81,8 +80,9 @@ pub enum StartError {
 pub enum StoreError {
     /// A record is not what was written.
     #[error(
-        "the data in {place} is damaged: {record}: {why}. This member does not start from damaged data, nor empty: run \
-         `trainyard-scheduler rejoin` to fetch everything from the other members (needs a majority without this one)"
+        "the data in {place} is damaged: {record}: {why}. This member does not start from damaged data, nor may it start empty: \
+         keep it stopped and the others running (a majority of them serves on); `trainyard-scheduler rejoin`, which will \
+         fetch everything from them, comes with a later version"
     )]
     Damaged {
         /// Directory or file.
@@ -244,7 +244,7 @@ pub enum FatalError {
     /// A peer knows of entries that this member acknowledged and no longer has.
     #[error(
         "this member has lost entries of the log that it had acknowledged (up to index {acknowledged}, but its log ends at \
-         {last}): run `trainyard-scheduler rejoin`"
+         {last}): keep it stopped and the others running; `trainyard-scheduler rejoin` comes with a later version"
     )]
     LostEntries {
         /// What the leader knows of.

@@ -236,7 +236,7 @@ fn another_cluster_or_member_is_refused_by_name() {
     let error = LogStore::open(platter.open(), &other, &VOTERS).unwrap_err();
     let text = error.to_string();
     assert!(matches!(error, StartError::WrongOwner { .. }));
-    for part in ["cluster yard", "member 2", "cluster other", "rejoin"] {
+    for part in ["cluster yard", "member 2", "cluster other", "data_dir"] {
         assert!(text.contains(part), "{text}");
     }
     let other = Owner {

@@ -70,7 +70,9 @@ pub enum RunError {
         member: u64,
     },
     /// The address cannot be listened on.
-    #[error("listen: cannot listen on {address}: {source}")]
+    #[error(
+        "listen: cannot listen on {address}: {source}; stop what listens there, or give another address with --listen"
+    )]
     Listen {
         /// The address.
         address: String,

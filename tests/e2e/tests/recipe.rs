@@ -61,6 +61,11 @@ fn the_pytorch_recipe_trains_on_two_hosts() {
     let nodes = job["attempts"][0]["nodes"].as_array().unwrap();
     let names: Vec<_> = nodes.iter().map(|node| text(node, "/node")).collect();
     assert_eq!(names, ["nodes/node-1", "nodes/node-2"]);
+    for (rank, node) in nodes.iter().enumerate() {
+        let files = node["status"]["files"].as_array().unwrap();
+        let wanted = format!("stdout-{rank}.txt");
+        assert!(files.iter().any(|file| *file == *wanted), "{node:#}");
+    }
     for file in [
         "stdout-0.txt",
         "stdout-1.txt",

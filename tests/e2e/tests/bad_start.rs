@@ -139,10 +139,10 @@ fn a_port_in_use_is_named() {
     let address = busy.local_addr().unwrap().to_string();
     let config = config_of(&cluster, "1").display().to_string();
     let done = scheduler(&["run", "--config", &config, "--listen", &address]);
-    done.refused(2, &[&address, "in use"]).unwrap();
+    done.refused(2, &[&address, "in use", "--listen"]).unwrap();
     let config = config_of(&cluster, "node-1").display().to_string();
     let done = agent(&["run", "--config", &config, "--listen", &address]);
-    done.refused(1, &[&address, "in use"]).unwrap();
+    done.refused(2, &[&address, "in use", "--listen"]).unwrap();
 }
 
 #[test]

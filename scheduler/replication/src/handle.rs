@@ -15,7 +15,7 @@ use crate::machine::{Applied, StateMachine};
 use crate::node::{Node, NodeConfig};
 use crate::options::Options;
 use crate::status::{Run, Status};
-use crate::store::{Disk, LogStore, Owner, SledDisk};
+use crate::store::{Disk, LogStore, Owner, SledDisk, owner};
 use crate::transport::{Reports, Transport};
 
 /// Starts members.
@@ -30,8 +30,18 @@ impl Replication {
         transport: impl Transport,
     ) -> Result<Handle<S::Outcome>, StartError> {
         options.validate()?;
-        let disk = SledDisk::open(&options.data_dir)?;
-        Self::start_on(disk, options, machine, transport)
+        let owner = Owner {
+            cluster_id: options.cluster_id.clone(),
+            member_id: options.member_id,
+        };
+        let data_dir = options.data_dir.clone();
+        owner::check(&data_dir, &owner)?;
+        let disk = SledDisk::open(&data_dir)?;
+        let handle = Self::start_on(disk, options, machine, transport)?;
+        if let Err(error) = owner::note(&data_dir, &owner) {
+            tracing::warn!(%error, "cannot note whose {} is", data_dir.display());
+        }
+        Ok(handle)
     }
 
     /// The same on a disk of the caller's choice; `data_dir` is not used.

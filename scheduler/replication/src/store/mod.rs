@@ -13,6 +13,7 @@ mod disk;
 mod load;
 mod mark;
 mod memory;
+pub(crate) mod owner;
 pub(crate) mod record;
 mod sled_disk;
 mod snapshot;

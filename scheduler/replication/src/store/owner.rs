@@ -1,6 +1,6 @@
 //! A note beside the database that says whose data directory it is, so that a wrong one can be refused before the database is
-//! opened: opening rearranges its file. The record inside the database stays the authority; this note must never be believed
-//! against it, and a missing note only means that the directory is looked at the hard way.
+//! opened: opening rearranges its file. The note can only refuse. It must never let anybody in: that is up to the record
+//! inside the database, which is read when the note has no objection, is missing or makes no sense.
 
 use std::fs::File;
 use std::io::Write as _;
@@ -45,7 +45,8 @@ pub(crate) fn note(data_dir: &Path, owner: &Owner) -> std::io::Result<()> {
     let mut file = File::create(&unfinished)?;
     file.write_all(text.as_bytes())?;
     file.sync_all()?;
-    std::fs::rename(&unfinished, &path)
+    std::fs::rename(&unfinished, &path)?;
+    File::open(data_dir)?.sync_all()
 }
 
 #[cfg(test)]

@@ -11,8 +11,8 @@ use trainyard_proto::v1::{
     Attempt, FileInfo, ListJobFilesRequest, ListJobFilesResponse, ListNodeFilesRequest,
 };
 
-use super::Wanted;
 use super::locate::{self, Place};
+use super::{Wanted, list_command};
 use crate::context::Context;
 use crate::status;
 
@@ -58,7 +58,7 @@ pub async fn list(
         directory: wanted.directory.clone(),
     };
     let answers = ask(context, nodes, &asked).await;
-    merge(&request.name, &attempt, answers)
+    merge(&request.name, &attempt, &wanted, answers)
 }
 
 type Answer = (String, Result<Vec<FileInfo>, Status>);
@@ -114,6 +114,7 @@ async fn one(
 fn merge(
     name: &str,
     attempt: &Attempt,
+    wanted: &Wanted,
     answers: Vec<Answer>,
 ) -> Result<ListJobFilesResponse, Status> {
     let writes = |file: &FileInfo| {
@@ -152,11 +153,23 @@ fn merge(
             files: files.into_values().collect(),
         }),
         (false, false) => Err(status::unavailable("NODE_UNREACHABLE", silent.join("; "))),
-        (false, true) => Err(Status::not_found(format!(
-            "attempt {} of {name} has no such directory, or nothing was written to it yet",
-            attempt.number
-        ))),
+        (false, true) => Err(Status::not_found(missing(name, attempt.number, wanted))),
     }
+}
+
+/// Says that no node has the directory. Only the one above can be listed instead.
+fn missing(name: &str, attempt: u32, wanted: &Wanted) -> String {
+    let id = &wanted.output_directory_id;
+    if wanted.directory.is_empty() {
+        return format!(
+            "attempt {attempt} of {name} has no directory {id}, or nothing was written to it yet"
+        );
+    }
+    format!(
+        "attempt {attempt} of {name} has no directory {} in {id}; {} shows what that has",
+        wanted.directory,
+        list_command(name, attempt, wanted)
+    )
 }
 
 fn refused(name: &str, place: Place) -> Status {
@@ -205,16 +218,18 @@ mod tests {
             ),
             ("nodes/c".to_owned(), Err(Status::unavailable("gone"))),
         ];
-        let files = merge("j", &attempt, answers).unwrap().files;
+        let wanted = Wanted::check("MODEL", "deep", "-").unwrap();
+        let files = merge("j", &attempt, &wanted, answers).unwrap().files;
         let places: Vec<_> = files
             .iter()
             .map(|f| (f.name.as_str(), f.node.as_str()))
             .collect();
         assert_eq!(places, [("stdout.txt", "nodes/a"), ("x", "nodes/b")]);
         let none = vec![("nodes/a".to_owned(), Err(Status::not_found("x")))];
-        assert_eq!(
-            merge("j", &attempt, none).unwrap_err().code(),
-            Code::NotFound
-        );
+        let name = "workspaces/w/experiments/e/jobs/j";
+        let error = merge(name, &attempt, &wanted, none).unwrap_err();
+        assert_eq!(error.code(), Code::NotFound);
+        let way_out = "trainyard job file list -w w -e e -n j --attempt 1 -d MODEL shows";
+        assert!(error.message().contains(way_out), "{error}");
     }
 }

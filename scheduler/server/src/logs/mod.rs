@@ -12,7 +12,7 @@ pub use list::list;
 pub use relay::{LogStream, stream};
 
 use tonic::Status;
-use trainyard_shared::names;
+use trainyard_shared::names::{self, JobName};
 
 use crate::status;
 
@@ -85,9 +85,39 @@ impl Wanted {
     }
 }
 
+/// The command that lists the files of an attempt of the job `name`, in the output directory of `wanted`.
+fn list_command(name: &str, attempt: u32, wanted: &Wanted) -> String {
+    let Ok(job) = name.parse::<JobName>() else {
+        return "trainyard job file list".to_owned();
+    };
+    let mut command = format!(
+        "trainyard job file list -w {} -e {} -n {} --attempt {attempt}",
+        job.workspace().id(),
+        job.experiment().id(),
+        job.id()
+    );
+    if wanted.output_directory_id != STDOUTERR {
+        command.push_str(" -d ");
+        command.push_str(&wanted.output_directory_id);
+    }
+    command
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_that_lists_files_is_whole() {
+        let name = "workspaces/w/experiments/e/jobs/j";
+        for (id, end) in [("", "--attempt 2"), ("MODEL", "--attempt 2 -d MODEL")] {
+            let wanted = Wanted::check(id, "", "a").unwrap();
+            assert_eq!(
+                list_command(name, 2, &wanted),
+                format!("trainyard job file list -w w -e e -n j {end}")
+            );
+        }
+    }
 
     #[test]
     fn nothing_leads_out_of_the_directory() {

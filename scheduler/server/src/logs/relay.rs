@@ -9,8 +9,8 @@ use tonic::{Code, Status};
 use trainyard_proto::v1::node_file_service_client::NodeFileServiceClient;
 use trainyard_proto::v1::{ReadNodeFileRequest, StreamLogsRequest, StreamLogsResponse};
 
-use super::Wanted;
 use super::locate::{self, Found, Place};
+use super::{Wanted, list_command};
 use crate::changes::Subscription;
 use crate::context::Context;
 use crate::status;
@@ -145,8 +145,11 @@ impl Relay {
                 "NO_FILE",
                 &self.name,
                 format!(
-                    "attempt {} of {} has no file {} there; list its files to see what it has",
-                    found.attempt, self.name, found.file
+                    "attempt {} of {} has no file {} there; {} shows what it has",
+                    found.attempt,
+                    self.name,
+                    found.file,
+                    list_command(&self.name, found.attempt, &self.wanted)
                 ),
                 [("attempt", found.attempt.to_string())],
             )),

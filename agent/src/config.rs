@@ -320,9 +320,8 @@ fn listen_address(listen: &str) -> Result<SocketAddr, ConfigError> {
 }
 
 fn host_name() -> Result<String, ConfigError> {
-    nix::unistd::gethostname()
-        .ok()
-        .and_then(|name| name.into_string().ok())
+    sysinfo::System::host_name()
+        .filter(|name| !name.is_empty())
         .ok_or_else(|| value("node", "the host has no usable name; set node"))
 }
 

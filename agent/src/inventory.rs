@@ -1,7 +1,8 @@
 //! What a node has: processors, memory, GPUs, addresses.
 //!
-//! Read once at start: processors, memory and system by sysinfo, GPUs by NVIDIA's library. NVIDIA's management library is loaded in a helper process: it can hang with a broken driver, and
-//! its memory is not the agent's. Must never fail: a node without GPUs, or with a driver that hangs, is still a node.
+//! Read once at start: processors, memory and system by sysinfo, GPUs by NVIDIA's management library. That library is
+//! loaded in a helper process: it can hang with a broken driver, and its memory is not the agent's. Must never fail: a
+//! node without GPUs, or with a driver that hangs, is still a node.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
@@ -82,7 +83,7 @@ pub async fn collect(helper: &Helper, options: &Options<'_>) -> Collected {
     }
 }
 
-/// Changes at each boot of the host.
+/// Changes at each boot of the host. Not the time of the boot, which moves when the clock is set.
 #[must_use]
 pub fn boot_id() -> String {
     read_line("/proc/sys/kernel/random/boot_id")
@@ -256,8 +257,19 @@ mod tests {
     #[test]
     fn the_machine_is_described() {
         let machine = machine();
-        assert!(machine.cpus > 0 && machine.memory_bytes > 0);
-        assert!(!machine.os.is_empty() && !machine.kernel.is_empty());
+        let info = std::fs::read_to_string("/proc/meminfo").unwrap();
+        let total = info.lines().next().unwrap().split_whitespace().nth(1);
+        let total_kib: u64 = total.unwrap().parse().unwrap();
+        assert_eq!(machine.memory_bytes, total_kib * 1024);
+        let stat = std::fs::read_to_string("/proc/stat").unwrap();
+        let of_one = |line: &&str| {
+            line.strip_prefix("cpu")
+                .is_some_and(|rest| rest.starts_with(|c: char| c.is_ascii_digit()))
+        };
+        let cpus = stat.lines().filter(of_one).count();
+        assert_eq!(usize::try_from(machine.cpus).unwrap(), cpus);
+        assert_eq!(machine.kernel, read_line("/proc/sys/kernel/osrelease"));
+        assert!(machine.os.starts_with("Linux"), "{}", machine.os);
         assert!(!boot_id().is_empty());
     }
 }

@@ -15,7 +15,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
-use trainyard_proto::v1::{NameValuePair, volume};
+use trainyard_proto::v1::{NameValuePair, NfsVolume, volume};
 
 use crate::confine::Credentials;
 use crate::helper::{Helper, HelperError, Request};
@@ -58,14 +58,33 @@ pub enum Unmounted {
     Absent,
 }
 
-/// Where a volume comes from, for people: `SERVER:/EXPORT`, a directory of the node, or the mount command.
+/// Where a volume comes from, for the log: `SERVER:/EXPORT`, a directory of the node, or the program of the mount
+/// command. Its arguments are left out: they may hold a password.
 #[must_use]
 pub fn describe(point: &MountPoint) -> String {
     match &point.volume.source {
         Some(volume::Source::HostPath(path)) => path.clone(),
-        Some(volume::Source::Nfs(nfs)) => format!("{}:{}", nfs.address, nfs.path),
-        Some(volume::Source::MountCommand(command)) => format!("`{command}`"),
+        Some(volume::Source::Nfs(nfs)) => export(nfs),
+        Some(volume::Source::MountCommand(command)) => {
+            let program = command.split_whitespace().next().unwrap_or_default();
+            // The first word may be a variable or part of a script, whose value is nobody else's business.
+            let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+".contains(c);
+            if !program.is_empty() && program.chars().all(plain) {
+                format!("mount command `{program}`")
+            } else {
+                "mount command".to_owned()
+            }
+        }
         None => "nothing".to_owned(),
+    }
+}
+
+/// `SERVER:/EXPORT`, with brackets around an IPv6 address.
+fn export(nfs: &NfsVolume) -> String {
+    if nfs.address.contains(':') {
+        format!("[{}]:{}", nfs.address, nfs.path)
+    } else {
+        format!("{}:{}", nfs.address, nfs.path)
     }
 }
 
@@ -132,11 +151,6 @@ fn request(point: &MountPoint, user: &Credentials) -> Result<MountRequest, Strin
     let source = match &point.volume.source {
         Some(volume::Source::HostPath(path)) => Source::HostPath(PathBuf::from(path)),
         Some(volume::Source::Nfs(nfs)) => {
-            let host = if nfs.address.contains(':') {
-                format!("[{}]", nfs.address)
-            } else {
-                nfs.address.clone()
-            };
             let version = Some(nfs.nfs_version.trim()).filter(|version| !version.is_empty());
             let options = [
                 version.map(|version| format!("vers={version}")),
@@ -146,7 +160,7 @@ fn request(point: &MountPoint, user: &Credentials) -> Result<MountRequest, Strin
             ];
             Source::Nfs {
                 file_server: nfs.file_server.clone(),
-                device: format!("{host}:{}", nfs.path),
+                device: export(nfs),
                 options: options.into_iter().flatten().collect::<Vec<_>>().join(","),
             }
         }
@@ -195,8 +209,9 @@ impl MountError {
             && !message.contains(&nfs.path)
         {
             message = format!(
-                "cannot mount {}:{} of file server {}: {message}",
-                nfs.address, nfs.path, nfs.file_server
+                "cannot mount {} of file server {}: {message}",
+                export(nfs),
+                nfs.file_server
             );
         }
         Self::of(point, message, output)

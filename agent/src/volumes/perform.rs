@@ -73,7 +73,7 @@ pub(crate) fn perform_mount(request: &MountRequest) -> Result<(), Failure> {
             match find(target)? {
                 Some(_) => Ok(()),
                 None => Err(Failure::new(format!(
-                    "mountCommand: `{command} {}` ended with 0, but nothing is mounted there",
+                    "mountCommand ended with 0, but nothing is mounted there: {}",
                     target.display()
                 ))),
             }

@@ -1,4 +1,4 @@
-use trainyard_proto::v1::{NfsVolume, Volume};
+use trainyard_proto::v1::Volume;
 
 use super::perform::link;
 use super::table::{Mounted, parse};
@@ -23,6 +23,26 @@ fn nfs(address: &str, options: &str) -> volume::Source {
         nfs_version: "4.1".into(),
         mount_options: options.into(),
     })
+}
+
+#[test]
+fn a_source_is_named_without_what_may_be_secret() {
+    let command = |text: &str| volume::Source::MountCommand(text.into());
+    let cases = [
+        (nfs("nas", ""), "nas:/export/data"),
+        (nfs("fd00::9", ""), "[fd00::9]:/export/data"),
+        (volume::Source::HostPath("/srv".into()), "/srv"),
+        (
+            command(" mount -t cifs //nas/x -o password=hunter2"),
+            "mount command `mount`",
+        ),
+        (command("KEY=hunter2 blobfuse2 mount"), "mount command"),
+        (command("\"hunter2\" x"), "mount command"),
+        (command(""), "mount command"),
+    ];
+    for (source, wanted) in cases {
+        assert_eq!(describe(&point(source)), wanted);
+    }
 }
 
 #[test]

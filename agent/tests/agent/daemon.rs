@@ -147,6 +147,29 @@ async fn two_agents_do_not_share_a_directory() {
 }
 
 #[tokio::test]
+async fn a_port_in_use_is_refused_with_the_way_out() {
+    let place = Place::new();
+    configure(&place);
+    let busy = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = busy.local_addr().unwrap().to_string();
+    let output = Command::new(PROGRAM)
+        .args(["run", "--scheduler", "127.0.0.1:1", "--listen", &address])
+        .arg("--config")
+        .arg(place.path().join("agent.toml"))
+        .output()
+        .await
+        .unwrap();
+    let message = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{message}");
+    for wanted in [
+        &format!("listen: cannot listen on {address}: "),
+        "; stop what listens there, or give another address with --listen",
+    ] {
+        assert!(message.contains(wanted), "{message}");
+    }
+}
+
+#[tokio::test]
 async fn bad_settings_are_refused_with_place_and_reason() {
     let place = Place::new();
     configure(&place);

@@ -24,6 +24,9 @@ impl Runner {
             u16::try_from(self.progress.status.rendezvous_port).unwrap_or_default();
         let plan = launch::plan(&self.assignment, layout, &facts)
             .map_err(|error| Problem::plan(&self.assignment, &error))?;
+        // Named before on the assumption of a port; from here on by what is launched.
+        let preparation = launch::preparation(&self.assignment, layout);
+        self.name_files(preparation.iter().chain(&plan.tasks));
         if !self.progress.launched {
             let (helper, preflight) = (self.host.helper.clone(), plan.preflight.clone());
             let credentials = layout.user.credentials.clone();

@@ -14,7 +14,7 @@ use super::log::ExecutionLog;
 use super::problem::{Problem, node_name};
 use super::tasks::Tasks;
 use super::{Goal, Host};
-use crate::launch;
+use crate::launch::{self, TaskPlan};
 use crate::layout::Layout;
 use crate::reconcile::AttemptKey;
 use crate::record::{self, Progress};
@@ -160,21 +160,14 @@ impl Runner {
         let layout = Layout::new(&self.host.dirs, &self.assignment, &self.host.facts)
             .map_err(|error| Problem::layout(&self.assignment, &error))?;
         self.layout = Some(layout.clone());
-        let mut files = vec![self.log.name().to_owned()];
         let preparation = launch::preparation(&self.assignment, &layout);
-        if let Some(plan) = &preparation {
-            files.extend([plan.stdout.clone(), plan.stderr.clone()]);
-        }
         // What the toolkit will write is known early, so that readers can wait for it; whether it can be launched, and
         // the real port, are judged when it is due.
-        let mut facts = self.host.facts.clone();
-        facts.rendezvous_port = facts.rendezvous_port.max(1);
-        let mut assumed = trainyard_proto::v1::Assignment::clone(&self.assignment);
+        let mut assumed = Assignment::clone(&self.assignment);
         assumed.rendezvous_port = assumed.rendezvous_port.max(1);
-        if let Ok(plan) = launch::plan(&assumed, &layout, &facts) {
-            files.extend(launch::files(&plan));
-        }
-        self.progress.status.files = files;
+        let assumed = launch::plan(&assumed, &layout, &self.host.facts);
+        let tasks = assumed.map(|plan| plan.tasks).unwrap_or_default();
+        self.name_files(preparation.iter().chain(&tasks));
         if !self.progress.launched && !self.progress.prepared {
             self.set_phase(AttemptNodePhase::Preparing);
         }
@@ -182,6 +175,12 @@ impl Runner {
         self.barrier().await?;
         let names = self.launch(&layout).await?;
         self.collect(&names).await
+    }
+
+    /// Sets which files this node writes into the stdouterr directory: its log, then those of the tasks.
+    pub(super) fn name_files<'p>(&mut self, tasks: impl Iterator<Item = &'p TaskPlan>) {
+        let log = self.log.name().to_owned();
+        self.progress.status.files = std::iter::once(log).chain(launch::files(tasks)).collect();
     }
 
     pub(super) fn fail(&mut self, problem: Problem) {

@@ -151,13 +151,11 @@ pub fn needs_port(assignment: &Assignment) -> bool {
     spec.is_some_and(|spec| spec.py_torch_settings.is_some() || spec.torchrun_settings.is_some())
 }
 
-/// Names of the files that the tasks write.
-#[must_use]
-pub fn files(plan: &LaunchPlan) -> Vec<String> {
-    plan.tasks
-        .iter()
+/// Names of the files that tasks write.
+pub fn files<'p>(tasks: impl IntoIterator<Item = &'p TaskPlan>) -> impl Iterator<Item = String> {
+    tasks
+        .into_iter()
         .flat_map(|task| [task.stdout.clone(), task.stderr.clone()])
-        .collect()
 }
 
 /// A job that cannot be launched as it is.

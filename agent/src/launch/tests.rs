@@ -96,7 +96,10 @@ fn a_custom_command_runs_on_the_first_node_alone() {
         )
     );
     assert_eq!(plan.tasks[0].cwd.to_str(), Some("/d/jobs/0d1e2f304152-1"));
-    assert_eq!(files(&plan), ["stdout.txt", "stderr.txt"]);
+    assert_eq!(
+        files(&plan.tasks).collect::<Vec<_>>(),
+        ["stdout.txt", "stderr.txt"]
+    );
     assert!(
         planned(&assignment(TWO, 1, custom()))
             .unwrap()
@@ -199,7 +202,7 @@ fn pytorch_ranks_of_a_node_share_its_gpus() {
         ]
     );
     assert_eq!(
-        files(&plan),
+        files(&plan.tasks).collect::<Vec<_>>(),
         [
             "stdout-0.txt",
             "stderr-0.txt",

@@ -53,7 +53,11 @@ async fn a_job_runs_and_leaves_its_output_and_nothing_else() {
     let log = place.read("execution.log");
     for step in [
         "attempt 1 of workspaces/w/experiments/e/jobs/j on nodes/n1, epoch 10",
-        "mounted ",
+        &format!(
+            "mounted {} at {} in ",
+            place.share().display(),
+            place.data().join("mounts/w/c/share").display()
+        ),
         "job preparation: exited with status 0",
         "launched ",
         "exited with status 0",
@@ -164,6 +168,49 @@ async fn several_nodes_meet_before_the_launch() {
     assert_eq!(status.exit_code, Some(0));
     assert!(!here.exists());
     agent.finish(&second).await;
+}
+
+#[tokio::test]
+async fn every_node_names_the_files_of_its_ranks() {
+    let place = Place::new();
+    let mut agent = Agent::start(&place);
+    let script = place.share().join("train.sh");
+    fs::write(&script, "echo rank $RANK meets at $MASTER_PORT\n").unwrap();
+    let mut job = place
+        .job_on(&["n1", "n2"], "")
+        .preparing("true")
+        .phase(AttemptPhase::Prepare);
+    job.node_index = 1;
+    let spec = job.spec.as_mut().unwrap();
+    spec.custom_toolkit_settings = None;
+    spec.py_torch_settings = Some(PyTorchSettings {
+        python_script_file_path: script.display().to_string(),
+        python_interpreter_path: "/bin/bash".to_owned(),
+        process_count: 4,
+        ..PyTorchSettings::default()
+    });
+    let expected = [
+        "execution-n2.log",
+        "stdout-job_prep-n2.txt",
+        "stderr-job_prep-n2.txt",
+        "stdout-2.txt",
+        "stderr-2.txt",
+        "stdout-3.txt",
+        "stderr-3.txt",
+    ];
+    // Readers can wait for them before the port of the ranks is known.
+    agent.desire(&[&job]).await;
+    let status = agent.until(&job, Phase::Prepared).await;
+    assert_eq!(status.files, expected);
+
+    let mut run = job.phase(AttemptPhase::Run);
+    run.rendezvous_port = 29_500;
+    agent.desire(&[&run]).await;
+    let status = agent.until(&run, Phase::Exited).await;
+    assert_eq!(status.exit_code, Some(0), "{status:?}");
+    assert_eq!(status.files, expected);
+    assert_eq!(agent.finish(&run).await.files, expected);
+    assert_eq!(place.read("stdout-3.txt"), "rank 3 meets at 29500\n");
 }
 
 #[tokio::test]

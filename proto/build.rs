@@ -42,6 +42,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".trainyard.v1.RaftMessages")
         .bytes(".trainyard.v1.SnapshotChunk")
         .bytes(".trainyard.v1.FileChunk")
+        .bytes(".trainyard.v1.StreamLogsResponse")
         .compile_fds_with_config(descriptors, config)?;
     Ok(())
 }

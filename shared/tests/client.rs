@@ -199,7 +199,7 @@ async fn a_frozen_scheduler_is_noticed() {
     let relay = Relay::new(server, vec![]).await;
     let client = client(&authority, &[relay.address], LONG);
     let mut stream = client.stream_logs(StreamLogsRequest::default());
-    let mut bytes = stream.message().await.unwrap().unwrap().data;
+    let mut bytes = stream.message().await.unwrap().unwrap().data.to_vec();
     // Nothing is closed, nothing comes: only the pings tell.
     relay.frozen.store(1, Ordering::SeqCst);
     let begun = Instant::now();

@@ -234,7 +234,7 @@ impl JobService for Fake {
                     let data = file.data[start..end].to_vec();
                     let chunk = StreamLogsResponse {
                         offset,
-                        data,
+                        data: data.into(),
                         attempt: key.0,
                         file: key.1.clone(),
                     };

@@ -93,7 +93,7 @@ async fn read(
     let (mut text, mut offsets) = (String::new(), Vec::new());
     while let Some(chunk) = within("a chunk", stream.message()).await? {
         assert_eq!((chunk.attempt, chunk.file.as_str()), (1, "stdout.txt"));
-        text.push_str(&String::from_utf8(chunk.data).unwrap());
+        text.push_str(std::str::from_utf8(&chunk.data).unwrap());
         offsets.push(chunk.offset);
     }
     Ok((text, offsets))

@@ -171,7 +171,7 @@ impl Logs {
             if known >= chunk.data.len() {
                 return Ok(None);
             }
-            chunk.data.drain(..known);
+            chunk.data = chunk.data.slice(known..);
             chunk.offset = wanted;
         }
         self.request.offset = wanted + chunk.data.len() as u64;

@@ -135,7 +135,7 @@ impl JobService for Scheduler {
                 let end = (offset as usize + 10_000).min(log.len());
                 let chunk = StreamLogsResponse {
                     offset,
-                    data: log[offset as usize..end].to_vec(),
+                    data: log[offset as usize..end].to_vec().into(),
                     attempt: 3,
                     file: "stdout.txt".to_owned(),
                 };

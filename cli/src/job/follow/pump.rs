@@ -51,7 +51,7 @@ pub(super) async fn pump(
                 Ok(Some(chunk)) => {
                     any = true;
                     if events
-                        .send(Event::Data(key.clone(), chunk.data))
+                        .send(Event::Data(key.clone(), chunk.data.into()))
                         .await
                         .is_err()
                     {

@@ -209,7 +209,7 @@ impl Relay {
             let bytes = chunk.data.len();
             let response = StreamLogsResponse {
                 offset: chunk.offset,
-                data: chunk.data.into(),
+                data: chunk.data,
                 attempt: found.attempt,
                 file: found.file.clone(),
             };

@@ -463,7 +463,7 @@ async fn what_no_record_explains_is_ended_and_removed() {
 
 /// Only root can run tasks as somebody else.
 #[tokio::test]
-async fn tasks_and_their_directories_are_the_users() {
+async fn tasks_and_their_directories_are_the_users_or_roots_where_it_is_allowed() {
     if !nix::unistd::Uid::effective().is_root() {
         return;
     }
@@ -472,26 +472,32 @@ async fn tasks_and_their_directories_are_the_users() {
     for dir in [place.path().to_owned(), place.share()] {
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     }
-    let user = TaskUser::resolve(Some("nobody")).unwrap();
+    let user = TaskUser::resolve(None).unwrap();
     let uid = user.credentials.uid;
+    assert_ne!(uid, 0, "root is nobody's default");
     let mut other = host(&place);
     other.facts.task_user = user;
     let mut agent = Agent::start_as(other, 1 << 30);
-    let job = place
-        .job("id -u; echo x > $AZ_BATCHAI_OUTPUT_MODEL/x; echo y > $AZ_BATCHAI_JOB_TEMP/y")
-        .preparing("id -u");
-    agent.desire(&[&job]).await;
-    let status = agent.until(&job, Phase::Exited).await;
-    assert_eq!(status.exit_code, Some(0), "{status:?}");
-    agent.finish(&job).await;
-    assert_eq!(place.read("stdout.txt"), format!("{uid}\n"));
-    assert_eq!(place.read("stdout-job_prep.txt"), format!("{uid}\n"));
-    for path in [
-        "segment/outputs/models/x",
-        "segment/stdouterr/execution.log",
-    ] {
-        let metadata = fs::metadata(place.share().join(path)).unwrap();
-        assert_eq!(metadata.uid(), uid, "{path}");
+    for (run_as_root, uid) in [(false, uid), (true, 0)] {
+        let mut job = place
+            .job("id -u; echo x > $AZ_BATCHAI_OUTPUT_MODEL/x; echo y > $AZ_BATCHAI_JOB_TEMP/y")
+            .preparing("id -u");
+        job.run_as_root = run_as_root;
+        job.uid = format!("{uid:08}-2222-3333-4444-555555555555");
+        job.path_segment = format!("segment-{uid}");
+        agent.desire(&[&job]).await;
+        let status = agent.until(&job, Phase::Exited).await;
+        assert_eq!(status.exit_code, Some(0), "{status:?}");
+        agent.finish(&job).await;
+        let segment = place.share().join(&job.path_segment);
+        for name in ["stdout.txt", "stdout-job_prep.txt"] {
+            let text = fs::read_to_string(segment.join("stdouterr").join(name)).unwrap();
+            assert_eq!(text, format!("{uid}\n"), "{name}");
+        }
+        for path in ["outputs/models/x", "stdouterr/execution.log"] {
+            let metadata = fs::metadata(segment.join(path)).unwrap();
+            assert_eq!(metadata.uid(), uid, "{path}");
+        }
     }
     assert_eq!(fs::metadata(place.share()).unwrap().uid(), 0);
 }

@@ -9,6 +9,8 @@
 //! DATA/mounts/W/C/...                  volumes of a cluster            $AZ_BATCHAI_MOUNT_ROOT
 //! DATA/jobs/UID12-N/                   scratch of an attempt           $AZ_BATCHAI_JOB_TEMP
 //! DATA/jobs/UID12-N/mounts/...         volumes of the job              $AZ_BATCHAI_JOB_MOUNT_ROOT
+//! DATA/jobs/UID12-N/shared             directory or link to the next   $AZ_BATCHAI_SHARED_JOB_TEMP
+//! PREFIX/SEGMENT/shared/               the same, common to all nodes
 //! DATA/attempts/UID-N/tasks/NAME/      pid file and exit record of a task
 //! DATA/spool/UID-N/                    local copy of the stdouterr files
 //! PREFIX/SEGMENT/stdouterr/            the same on the job's volume
@@ -16,6 +18,11 @@
 //! ```
 //!
 //! The scratch directory has a short name because Open MPI keeps sockets below it, whose paths end at 108 bytes.
+//!
+//! The shared directory lies beside stdouterr where a job of several nodes keeps that on a volume, and in the scratch
+//! directory otherwise. The scratch directory is removed with the attempt. What lies on a volume stays, for whoever owns
+//! the volume to remove: no node knows whether another still uses it, and the next attempt finds it again. That holds
+//! for a host path too, since the agent cannot tell a disk of the node from a share that the host has mounted.
 
 mod dirs;
 mod paths;
@@ -101,7 +108,7 @@ pub struct Layout {
     /// Directory that all nodes of the job share where they can: see `shared_target`.
     pub shared_temp: PathBuf,
     /// Where `shared_temp` points to: a directory beside stdouterr, if that lies on a volume and there are several
-    /// nodes. Else `shared_temp` is local.
+    /// nodes; it is never removed. Else `shared_temp` is local and goes with the attempt.
     pub shared_target: Option<PathBuf>,
     /// `TMPDIR`, if the path is short enough.
     pub temp: Option<PathBuf>,

@@ -501,3 +501,29 @@ async fn tasks_and_their_directories_are_the_users_or_roots_where_it_is_allowed(
     }
     assert_eq!(fs::metadata(place.share()).unwrap().uid(), 0);
 }
+
+/// Whether the nodes share it depends on where stdouterr lies.
+#[tokio::test]
+async fn the_shared_directory_goes_with_the_attempt_unless_it_lies_on_a_volume() {
+    let place = Place::new();
+    let mut agent = Agent::start(&place);
+    let on_volume = place.share().join("segment/shared/met");
+    for (attempt, prefix, kept) in [
+        (1, "$AZ_BATCHAI_JOB_TEMP", false),
+        (2, place.path().to_str().unwrap(), false),
+        (3, "$AZ_BATCHAI_MOUNT_ROOT/share", true),
+    ] {
+        let mut job = place.job_on(&["n1", "n2"], "echo here > $AZ_BATCHAI_SHARED_JOB_TEMP/met");
+        (job.attempt, job.epoch) = (attempt, u64::from(attempt) * 10);
+        job.spec.as_mut().unwrap().std_out_err_path_prefix = prefix.to_owned();
+        agent.desire(&[&job]).await;
+        let status = agent.until(&job, Phase::Exited).await;
+        assert_eq!(status.exit_code, Some(0), "{status:?}");
+        agent.finish(&job).await;
+        // Other nodes, or the next attempt, may still use one on a volume.
+        assert_eq!(on_volume.exists(), kept, "{prefix}");
+        assert!(!place.path().join("segment/shared").exists(), "{prefix}");
+        let left = fs::read_dir(place.data().join("jobs")).unwrap().count();
+        assert_eq!(left, 0, "{prefix}");
+    }
+}

@@ -4,7 +4,7 @@
 //!
 //! Talks in lines of JSON on stdin and stdout, single-threaded, without an async runtime. It ends when its stdin
 //! does: an agent that dies takes its helpers along. It never opens a path of a job with the agent's own rights,
-//! but for [`make_as_root`], which stays below one mount point.
+//! but for `make_as_root`, which stays below one mount point.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, Read, Write};

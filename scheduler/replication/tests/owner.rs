@@ -101,3 +101,16 @@ async fn a_note_lets_nobody_in() {
         "yard 1\n"
     );
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_whose_store_has_vanished_never_begins_anew() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path();
+    use_it(path, "yard", 1).await;
+    std::fs::remove_dir_all(path.join("log")).unwrap();
+    std::fs::remove_file(path.join("high-water")).unwrap();
+    let before = contents(path);
+    let error = start(path, "yard", 1).map(|_| ()).unwrap_err();
+    assert!(error.to_string().contains("both are missing"), "{error}");
+    assert!(contents(path) == before, "a refusal changes nothing");
+}

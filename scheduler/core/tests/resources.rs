@@ -285,3 +285,24 @@ fn a_command_of_an_unknown_kind_is_refused_and_never_panics() {
     );
     assert_eq!(state.index(), 1);
 }
+
+#[test]
+fn only_a_workspace_that_allows_root_has_its_tasks_run_as_root() {
+    let mut w = World::new(1, 0);
+    w.submit("j", 1);
+    w.plan();
+    for allowed in [false, true, false] {
+        w.ok(Kind::UpdateWorkspace(store::UpdateWorkspace {
+            workspace: Some(Workspace {
+                name: W.into(),
+                allow_root: allowed,
+                ..Default::default()
+            }),
+            update_mask: Some(prost_types::FieldMask {
+                paths: vec!["allow_root".into()],
+            }),
+        }));
+        let desired = w.state.desired("nodes/n1");
+        assert_eq!(desired.assignments[0].run_as_root, allowed);
+    }
+}

@@ -7,6 +7,8 @@ const FILES: &[&str] = &[
     "trainyard/v1/resources.proto",
     "trainyard/v1/job.proto",
     "trainyard/v1/services.proto",
+    "trainyard/v1/usage.proto",
+    "trainyard/v1/watch.proto",
     "trainyard/v1/agent.proto",
     "trainyard/v1/peer.proto",
     "trainyard/store/v1/store.proto",

@@ -240,6 +240,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             boot_id: collected.boot_id,
             node_class: collected.node_class,
             observed: None,
+            ..Hello::default()
         },
         board,
         events: event_sender,

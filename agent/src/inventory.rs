@@ -75,6 +75,7 @@ pub async fn collect(helper: &Helper, options: &Options<'_>) -> Collected {
         os: machine.os,
         kernel: machine.kernel,
         confinement: options.confinement.to_owned(),
+        ..Inventory::default()
     };
     Collected {
         inventory,

@@ -180,6 +180,7 @@ async fn attempt(
     hello.observed = Some(Observed {
         sequence: 1,
         attempts: context.board.observed(),
+        ..Observed::default()
     });
     let hello_sent_ns = clock::boottime_ns();
     if outgoing
@@ -352,6 +353,7 @@ impl Session<'_> {
         let observed = Observed {
             sequence: self.observed,
             attempts: self.context.board.observed(),
+            ..Observed::default()
         };
         self.send(agent_message::Kind::Observed(observed)).await
     }

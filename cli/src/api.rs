@@ -66,7 +66,7 @@ macro_rules! pages {
                 let mut items = Vec::new();
                 let mut page_token = String::new();
                 loop {
-                    let request = $request { parent: parent.to_owned(), page_size: PAGE_SIZE, page_token };
+                    let request = $request { parent: parent.to_owned(), page_size: PAGE_SIZE, page_token, ..$request::default() };
                     let page = self.$method(request).await?;
                     items.extend(page.$field);
                     page_token = page.next_page_token;
@@ -173,6 +173,7 @@ impl Api {
                 .list_nodes(ListNodesRequest {
                     page_size: PAGE_SIZE,
                     page_token,
+                    ..ListNodesRequest::default()
                 })
                 .await?;
             items.extend(page.nodes);

@@ -102,6 +102,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
             api.delete_cluster(DeleteClusterRequest {
                 name: name.clone(),
                 etag: String::new(),
+                ..DeleteClusterRequest::default()
             })
             .await?;
             context.output().deleted(&name)?;
@@ -140,6 +141,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
         cluster_id: name.id().to_owned(),
         cluster: Some(cluster),
         request_id: new_request_id(),
+        ..CreateClusterRequest::default()
     };
     let created = context.api()?.create_cluster(request).await;
     let created = match (created, &parsed) {

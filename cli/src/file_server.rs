@@ -102,6 +102,7 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
             api.delete_file_server(DeleteFileServerRequest {
                 name: name.clone(),
                 etag: String::new(),
+                ..DeleteFileServerRequest::default()
             })
             .await?;
             context.output().deleted(&name)?;
@@ -133,6 +134,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
         file_server_id: name.id().to_owned(),
         file_server: Some(server),
         request_id: new_request_id(),
+        ..CreateFileServerRequest::default()
     };
     let created = context.api()?.create_file_server(request).await?;
     context.output().done("created", &created)
@@ -141,7 +143,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
 fn external(server: &FileServer) -> ExternalFileServer {
     match &server.kind {
         Some(Kind::External(external)) => external.clone(),
-        None => ExternalFileServer::default(),
+        _ => ExternalFileServer::default(),
     }
 }
 

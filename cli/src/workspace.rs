@@ -156,6 +156,7 @@ async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
         workspace_id: name.id().to_owned(),
         workspace: Some(workspace),
         request_id: new_request_id(),
+        ..CreateWorkspaceRequest::default()
     };
     let created = context.api()?.create_workspace(request).await?;
     context.output().done("created", &created)

@@ -119,6 +119,7 @@ mod tests {
                         seconds: 5_400,
                         nanos: 0,
                     }),
+                    ..v1::JobConstraints::default()
                 }),
                 ..Default::default()
             }),

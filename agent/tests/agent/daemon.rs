@@ -81,6 +81,7 @@ fn view(revision: u64, job: &trainyard_proto::v1::Assignment) -> Desired {
     Desired {
         revision,
         assignments: vec![job.clone()],
+        ..Desired::default()
     }
 }
 

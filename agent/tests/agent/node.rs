@@ -216,6 +216,7 @@ impl Agent {
         let desired = Desired {
             revision: self.revision,
             assignments: assignments.iter().map(|&a| a.clone()).collect(),
+            ..Desired::default()
         };
         let event = Event::Desired(Box::new(desired));
         self.events.send(event).await.unwrap();

@@ -65,6 +65,7 @@ pub(super) async fn run(context: &Context, args: CreateArgs) -> Result<u8, Error
             ..Job::default()
         }),
         request_id: new_request_id(),
+        ..CreateJobRequest::default()
     };
     let job = api
         .create_job(request)

@@ -123,7 +123,7 @@ fn blocker_text(blocker: &Blocker) -> String {
                 nodes.join(", ")
             )
         }
-        None => "a reason that this command does not know: upgrade it".to_owned(),
+        _ => "a reason that this command does not know: upgrade it".to_owned(),
     }
 }
 
@@ -147,6 +147,7 @@ mod tests {
                     busy: 1,
                     unusable: 0,
                     missing: 0,
+                    ..NotEnoughNodes::default()
                 })),
             }],
             summary: "waits for 2 nodes; 1 is free".into(),

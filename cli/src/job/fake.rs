@@ -121,6 +121,20 @@ impl Fake {
 
 #[tonic::async_trait]
 impl JobService for Fake {
+    async fn create_job_array(
+        &self,
+        _request: Request<trainyard_proto::v1::CreateJobArrayRequest>,
+    ) -> Result<Response<trainyard_proto::v1::CreateJobArrayResponse>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
+    async fn terminate_jobs(
+        &self,
+        _request: Request<trainyard_proto::v1::TerminateJobsRequest>,
+    ) -> Result<Response<trainyard_proto::v1::TerminateJobsResponse>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
     async fn create_job(
         &self,
         request: Request<CreateJobRequest>,

@@ -127,7 +127,10 @@ fn is_taken_away(node: &AttemptNode) -> bool {
 /// yet, counts as terminated, so that it can never be queued again.
 pub(crate) fn terminate(attempt: &mut Attempt, cause: TerminateCause, now: &Timestamp) -> bool {
     let undecided = match attempt.outcome() {
-        AttemptOutcome::Unspecified | AttemptOutcome::NodeLost | AttemptOutcome::Failed => true,
+        AttemptOutcome::Unspecified
+        | AttemptOutcome::NodeLost
+        | AttemptOutcome::Preempted
+        | AttemptOutcome::Failed => true,
         AttemptOutcome::Succeeded | AttemptOutcome::Terminated => false,
     };
     if !undecided || attempt.phase() == AttemptPhase::Ended {

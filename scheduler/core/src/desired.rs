@@ -26,6 +26,8 @@ impl State {
         Desired {
             revision: self.index,
             assignments,
+            setup: None,
+            exports: Vec::new(),
         }
     }
 
@@ -71,6 +73,7 @@ impl State {
             rendezvous_port: rendezvous_port(attempt),
             cluster: cluster_of(job).to_owned(),
             stop_grace_ms: STOP_GRACE_MS,
+            task_user: String::new(),
             spec: Some(spec),
         })
     }

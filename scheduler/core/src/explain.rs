@@ -198,6 +198,16 @@ fn summary(blocker: &Blocker) -> String {
                 r.nodes.join(", ")
             )
         }
+        Some(Reason::WaitingForJobs(r)) => format!("it waits for {}", r.jobs.join(", ")),
+        Some(Reason::OverQuota(r)) => format!(
+            "{} {} of {} are used by {}",
+            r.used, r.limit_name, r.limit, r.quota
+        ),
+        Some(Reason::ArrayLimit(r)) => format!(
+            "{} jobs of its array run and {} may",
+            r.running, r.max_running_jobs
+        ),
+        Some(Reason::ClusterDeleting(r)) => format!("{} is being deleted", r.cluster),
         None => "unknown".to_owned(),
     };
     format!("{what}; {}", blocker.remedy)

@@ -108,7 +108,7 @@ impl LeaseTable {
 
 fn live_nodes(state: &State) -> impl Iterator<Item = &Node> {
     state.nodes.values().filter(|node| match node.state() {
-        NodeState::Ready | NodeState::Cleaning => true,
+        NodeState::Ready | NodeState::Cleaning | NodeState::Preparing | NodeState::Unusable => true,
         NodeState::Lost | NodeState::Unspecified => false,
     })
 }

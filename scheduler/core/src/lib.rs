@@ -25,6 +25,7 @@ mod requests;
 mod resolve;
 mod snapshot;
 mod state;
+mod usage;
 
 pub use outcome::{Change, Outcome, Refusal, RefusalKind, Reply};
 pub use snapshot::SnapshotError;

@@ -23,6 +23,8 @@ pub fn plan(state: &State, unresponsive: &BTreeSet<String>) -> ApplyPlan {
     let mut plan = ApplyPlan {
         assignments: grow_clusters(state, unresponsive),
         starts: Vec::new(),
+        releases: Vec::new(),
+        targets: Vec::new(),
     };
     for (cluster, queue) in &state.indexes.queues {
         let mut room = Room::new(state, cluster, unresponsive);

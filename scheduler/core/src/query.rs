@@ -235,8 +235,10 @@ impl State {
                     counts.running_node_count += 1
                 }
                 NodeState::Ready => counts.idle_node_count += 1,
-                NodeState::Cleaning => counts.preparing_node_count += 1,
-                NodeState::Lost | NodeState::Unspecified => counts.unusable_node_count += 1,
+                NodeState::Cleaning | NodeState::Preparing => counts.preparing_node_count += 1,
+                NodeState::Lost | NodeState::Unusable | NodeState::Unspecified => {
+                    counts.unusable_node_count += 1
+                }
             }
         }
         cluster.nodes = names.into_iter().flatten().cloned().collect();

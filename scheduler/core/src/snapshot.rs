@@ -4,6 +4,7 @@ use prost::Message;
 use trainyard_proto::store::v1::Snapshot;
 
 use crate::state::State;
+use crate::usage::Ledger;
 
 /// Format that this version writes and the newest that it reads.
 const FORMAT: u32 = 1;
@@ -34,6 +35,10 @@ impl State {
             jobs: self.jobs.values().cloned().collect(),
             nodes: self.nodes.values().cloned().collect(),
             requests: self.requests.records(),
+            quotas: self.quotas.values().cloned().collect(),
+            node_classes: self.node_classes.values().cloned().collect(),
+            usage: self.usage.records(),
+            usage_complete_since: self.usage.complete_since(),
         }
         .encode_to_vec()
     }
@@ -82,6 +87,17 @@ impl State {
             .into_iter()
             .map(|n| (n.name.clone(), n))
             .collect();
+        state.quotas = snapshot
+            .quotas
+            .into_iter()
+            .map(|q| (q.name.clone(), q))
+            .collect();
+        state.node_classes = snapshot
+            .node_classes
+            .into_iter()
+            .map(|c| (c.name.clone(), c))
+            .collect();
+        state.usage = Ledger::from_records(snapshot.usage, snapshot.usage_complete_since);
         for record in &snapshot.requests {
             state
                 .requests

@@ -9,11 +9,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use trainyard_proto::v1::{
     Attempt, AttemptNodePhase, AttemptPhase, Cluster, ExecutionState, Experiment, FileServer, Job,
-    Node, SchedulingPriority, Workspace,
+    Node, NodeClass, Quota, SchedulingPriority, Workspace,
 };
 
 use crate::capacity::Holding;
 use crate::requests::Requests;
+use crate::usage::Ledger;
 
 /// Place of a job in the queue of its cluster: higher priority first, then older first.
 pub(crate) type QueueKey = (Reverse<i32>, u64);
@@ -28,6 +29,9 @@ pub struct State {
     pub(crate) experiments: BTreeMap<String, Experiment>,
     pub(crate) jobs: BTreeMap<String, Job>,
     pub(crate) nodes: BTreeMap<String, Node>,
+    pub(crate) quotas: BTreeMap<String, Quota>,
+    pub(crate) node_classes: BTreeMap<String, NodeClass>,
+    pub(crate) usage: Ledger,
     pub(crate) requests: Requests,
     pub(crate) indexes: Indexes,
 }

@@ -259,6 +259,7 @@ fn a_report_of_an_older_session_is_refused() {
             node: "nodes/n1".into(),
             session_epoch: old,
             attempts: vec![running],
+            ..store::ReportAttempts::default()
         }))
         .reply
         .unwrap_err();
@@ -358,6 +359,7 @@ fn the_wall_clock_limit_has_a_code_of_its_own() {
     let spec = JobSpec {
         constraints: Some(JobConstraints {
             max_wall_clock_time: Some(limit),
+            ..JobConstraints::default()
         }),
         ..world::spec(1)
     };

@@ -269,6 +269,7 @@ fn an_etag_guards_an_update() {
         .apply(Kind::DeleteWorkspace(store::Delete {
             name: W.into(),
             etag: stale,
+            ..store::Delete::default()
         }))
         .reply
         .unwrap_err();

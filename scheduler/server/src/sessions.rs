@@ -345,6 +345,7 @@ impl Session<'_> {
             node: self.node.clone(),
             session_epoch: self.epoch,
             attempts,
+            ..ReportAttempts::default()
         };
         Some(Box::pin(
             async move { propose_report(&context, report).await },

@@ -39,6 +39,7 @@ async fn resources_are_created_once_read_and_listed() {
         parent: "workspaces/w/experiments/-".into(),
         page_size: 1,
         page_token,
+        ..ListJobsRequest::default()
     };
     let one = jobs
         .list_jobs(page(String::new()))

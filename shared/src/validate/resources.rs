@@ -178,6 +178,7 @@ pub fn file_server(server: &FileServer) -> Vec<FieldViolation> {
             "required: address and export of an NFS server that exists",
         ),
         Some(Kind::External(external)) => c.within("external", |c| external_server(c, external)),
+        Some(Kind::Managed(_)) => {}
     }
     c.finish()
 }

@@ -88,6 +88,7 @@ fn a_good_job_is_good() {
     assert_eq!(spec.scheduling_priority(), SchedulingPriority::High);
     assert_eq!(
         spec.constraints
+            .clone()
             .unwrap()
             .max_wall_clock_time
             .unwrap()

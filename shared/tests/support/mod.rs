@@ -69,6 +69,20 @@ type Stream<T> = ReceiverStream<Result<T, Status>>;
 
 #[tonic::async_trait]
 impl JobService for Scheduler {
+    async fn create_job_array(
+        &self,
+        _request: Request<trainyard_proto::v1::CreateJobArrayRequest>,
+    ) -> Result<Response<trainyard_proto::v1::CreateJobArrayResponse>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
+    async fn terminate_jobs(
+        &self,
+        _request: Request<trainyard_proto::v1::TerminateJobsRequest>,
+    ) -> Result<Response<trainyard_proto::v1::TerminateJobsResponse>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
     async fn create_job(&self, _: Request<CreateJobRequest>) -> Result<Response<Job>, Status> {
         Err(Status::unimplemented(""))
     }

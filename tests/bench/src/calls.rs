@@ -38,6 +38,7 @@ pub(crate) async fn prepare(client: &Client, nodes: u64) -> Result<()> {
             workspace_id: "bench".into(),
             workspace: Some(Workspace::default()),
             request_id: new_request_id(),
+            ..CreateWorkspaceRequest::default()
         };
         WorkspaceServiceClient::new(channel)
             .create_workspace(request)
@@ -83,6 +84,7 @@ fn cluster_request(cluster: &str, nodes: u64, class: &str) -> CreateClusterReque
             ..Default::default()
         }),
         request_id: new_request_id(),
+        ..CreateClusterRequest::default()
     }
 }
 
@@ -126,6 +128,7 @@ pub(crate) async fn create_job(
             ..Default::default()
         }),
         request_id: new_request_id(),
+        ..CreateJobRequest::default()
     };
     client
         .unary(|channel| {
@@ -186,6 +189,7 @@ pub(crate) async fn jobs(client: &Client) -> Result<BTreeMap<String, Job>> {
             parent: EXPERIMENT.into(),
             page_size: PAGE,
             page_token,
+            ..ListJobsRequest::default()
         };
         let page = call(client, "list the jobs", |channel| {
             let request = request.clone();
@@ -214,6 +218,7 @@ pub(crate) async fn nodes(client: &Client) -> Result<Vec<Node>> {
         let request = ListNodesRequest {
             page_size: PAGE,
             page_token: String::new(),
+            ..ListNodesRequest::default()
         };
         NodeServiceClient::new(channel).list_nodes(request).await
     });

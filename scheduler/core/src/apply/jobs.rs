@@ -51,6 +51,10 @@ impl State {
             sequence: context.index,
             execution_info: None,
             attempts: Vec::new(),
+            user: wanted.user.clone(),
+            waiting_for: Vec::new(),
+            retry_count: 0,
+            array: None,
         };
         self.requests.remember(&command.request_id, &name, &job.uid);
         self.jobs.insert(name.clone(), job.clone());
@@ -222,7 +226,9 @@ fn conclude(job: &mut Job, context: &Context) {
     let state = match outcome {
         AttemptOutcome::Succeeded => ExecutionState::Succeeded,
         AttemptOutcome::Failed | AttemptOutcome::Terminated => ExecutionState::Failed,
-        AttemptOutcome::NodeLost | AttemptOutcome::Unspecified => return,
+        AttemptOutcome::NodeLost | AttemptOutcome::Preempted | AttemptOutcome::Unspecified => {
+            return;
+        }
     };
     if let Some(attempt) = job.attempts.last() {
         job.execution_info = Some(ExecutionInfo {

@@ -91,6 +91,7 @@ impl State {
             Kind::MarkNodesLost(c) => self.mark_nodes_lost(context, c),
             Kind::DeleteNode(c) => self.delete_node(context, c),
             Kind::ApplyPlan(c) => self.apply_plan(context, c),
+            _ => Err(Refusal::precondition("command", "not yet")),
         }
     }
 

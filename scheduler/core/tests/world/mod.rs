@@ -115,6 +115,7 @@ impl World {
             observed: Some(Observed {
                 sequence: 0,
                 attempts: observed,
+                ..Observed::default()
             }),
             ..Default::default()
         };
@@ -232,6 +233,7 @@ impl World {
             node: name,
             session_epoch,
             attempts,
+            ..store::ReportAttempts::default()
         }));
         self.check();
     }
@@ -281,6 +283,7 @@ impl World {
         let delete = store::Delete {
             name: name.into(),
             etag: String::new(),
+            ..store::Delete::default()
         };
         let kind = match name.split('/').rev().nth(1).expect("collection") {
             "workspaces" => Kind::DeleteWorkspace(delete),

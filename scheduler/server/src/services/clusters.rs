@@ -24,6 +24,13 @@ pub struct Clusters(pub Arc<Context>);
 
 #[tonic::async_trait]
 impl ClusterService for Clusters {
+    async fn update_cluster(
+        &self,
+        _request: Request<trainyard_proto::v1::UpdateClusterRequest>,
+    ) -> Result<Response<trainyard_proto::v1::Cluster>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
     async fn create_cluster(
         &self,
         request: Request<CreateClusterRequest>,
@@ -76,21 +83,25 @@ impl ClusterService for Clusters {
         Ok(Response::new(ListClustersResponse {
             clusters,
             next_page_token,
+            ..ListClustersResponse::default()
         }))
     }
 
     async fn delete_cluster(
         &self,
         request: Request<DeleteClusterRequest>,
-    ) -> Result<Response<()>, Status> {
+    ) -> Result<Response<trainyard_proto::v1::DeleteClusterResponse>, Status> {
         let request = request.into_inner();
         let _: ClusterName = name("name", &request.name)?;
         check_etag(&request.etag)?;
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
+            ..store::Delete::default()
         };
         self.0.propose(Kind::DeleteCluster(command)).await?;
-        Ok(Response::new(()))
+        Ok(Response::new(
+            trainyard_proto::v1::DeleteClusterResponse::default(),
+        ))
     }
 }

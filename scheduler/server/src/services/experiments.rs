@@ -78,6 +78,7 @@ impl ExperimentService for Experiments {
         Ok(Response::new(ListExperimentsResponse {
             experiments,
             next_page_token,
+            ..ListExperimentsResponse::default()
         }))
     }
 
@@ -91,6 +92,7 @@ impl ExperimentService for Experiments {
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
+            ..store::Delete::default()
         };
         self.0.propose(Kind::DeleteExperiment(command)).await?;
         Ok(Response::new(()))

@@ -80,6 +80,7 @@ impl FileServerService for FileServers {
         Ok(Response::new(ListFileServersResponse {
             file_servers,
             next_page_token,
+            ..ListFileServersResponse::default()
         }))
     }
 
@@ -93,6 +94,7 @@ impl FileServerService for FileServers {
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
+            ..store::Delete::default()
         };
         self.0.propose(Kind::DeleteFileServer(command)).await?;
         Ok(Response::new(()))

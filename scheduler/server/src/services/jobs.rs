@@ -25,6 +25,20 @@ pub struct Jobs(pub Arc<Context>);
 
 #[tonic::async_trait]
 impl JobService for Jobs {
+    async fn create_job_array(
+        &self,
+        _request: Request<trainyard_proto::v1::CreateJobArrayRequest>,
+    ) -> Result<Response<trainyard_proto::v1::CreateJobArrayResponse>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
+    async fn terminate_jobs(
+        &self,
+        _request: Request<trainyard_proto::v1::TerminateJobsRequest>,
+    ) -> Result<Response<trainyard_proto::v1::TerminateJobsResponse>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
     type WatchJobStream = watch::JobStream;
     type StreamLogsStream = logs::LogStream;
 
@@ -82,6 +96,7 @@ impl JobService for Jobs {
         Ok(Response::new(ListJobsResponse {
             jobs,
             next_page_token,
+            ..ListJobsResponse::default()
         }))
     }
 
@@ -92,6 +107,7 @@ impl JobService for Jobs {
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
+            ..store::Delete::default()
         };
         self.0.propose(Kind::DeleteJob(command)).await?;
         Ok(Response::new(()))

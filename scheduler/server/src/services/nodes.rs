@@ -21,6 +21,41 @@ pub struct Nodes(pub Arc<Context>);
 
 #[tonic::async_trait]
 impl NodeService for Nodes {
+    async fn retry_node(
+        &self,
+        _request: Request<trainyard_proto::v1::RetryNodeRequest>,
+    ) -> Result<Response<trainyard_proto::v1::Node>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
+    async fn get_node_class(
+        &self,
+        _request: Request<trainyard_proto::v1::GetNodeClassRequest>,
+    ) -> Result<Response<trainyard_proto::v1::NodeClass>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
+    async fn list_node_classes(
+        &self,
+        _request: Request<trainyard_proto::v1::ListNodeClassesRequest>,
+    ) -> Result<Response<trainyard_proto::v1::ListNodeClassesResponse>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
+    async fn create_node_class(
+        &self,
+        _request: Request<trainyard_proto::v1::CreateNodeClassRequest>,
+    ) -> Result<Response<trainyard_proto::v1::NodeClass>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
+    async fn delete_node_class(
+        &self,
+        _request: Request<trainyard_proto::v1::DeleteNodeClassRequest>,
+    ) -> Result<Response<()>, Status> {
+        Err(Status::unimplemented("not answered here"))
+    }
+
     async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
         self.0.catch_up(request.metadata()).await?;
         let request = request.into_inner();
@@ -44,6 +79,7 @@ impl NodeService for Nodes {
         Ok(Response::new(ListNodesResponse {
             nodes,
             next_page_token,
+            ..ListNodesResponse::default()
         }))
     }
 
@@ -56,6 +92,7 @@ impl NodeService for Nodes {
         let command = store::Delete {
             name: request.name,
             etag: String::new(),
+            ..store::Delete::default()
         };
         self.0.propose(Kind::DeleteNode(command)).await?;
         Ok(Response::new(()))

@@ -75,6 +75,7 @@ impl WorkspaceService for Workspaces {
         Ok(Response::new(ListWorkspacesResponse {
             workspaces,
             next_page_token,
+            ..ListWorkspacesResponse::default()
         }))
     }
 
@@ -144,6 +145,7 @@ impl WorkspaceService for Workspaces {
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
+            ..store::Delete::default()
         };
         self.0.propose(Kind::DeleteWorkspace(command)).await?;
         Ok(Response::new(()))

@@ -202,6 +202,7 @@ pub fn job_request(id: &str, request_id: &str) -> CreateJobRequest {
             }),
             ..Job::default()
         }),
+        ..CreateJobRequest::default()
     }
 }
 
@@ -245,6 +246,7 @@ impl FakeAgent {
             boot_id: "b".into(),
             node_class: "cpu".into(),
             observed: Some(Observed::default()),
+            ..Hello::default()
         }
     }
 
@@ -321,6 +323,7 @@ impl FakeAgent {
                 epoch: assignment.epoch,
                 status: Some(status),
             }],
+            ..Observed::default()
         };
         self.send(agent_message::Kind::Observed(observed)).await;
     }

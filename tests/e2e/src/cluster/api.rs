@@ -65,6 +65,7 @@ impl Api {
                 ..Job::default()
             }),
             request_id: new_request_id(),
+            ..CreateJobRequest::default()
         };
         let call = self.client.unary(|channel| {
             let request = request.clone();
@@ -82,6 +83,7 @@ impl Api {
                 parent: parent(),
                 page_size: 1000,
                 page_token: page_token.clone(),
+                ..ListJobsRequest::default()
             };
             let call = self.client.unary(|channel| {
                 let request = request.clone();

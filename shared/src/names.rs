@@ -190,6 +190,14 @@ name_type!(
     NodeName, "node", "nodes/NODE"
 );
 name_type!(
+    /// `nodeClasses/CLASS`. A class belongs to no workspace.
+    NodeClassName, "node class", "nodeClasses/CLASS"
+);
+name_type!(
+    /// `workspaces/WORKSPACE/quota`, or `quota` for the whole group.
+    QuotaName, "quota", "workspaces/WORKSPACE/quota, or quota for all"
+);
+name_type!(
     /// `members/ID`, a scheduler of the replication group.
     MemberName, "member", "members/ID"
 );
@@ -339,6 +347,67 @@ impl FromStr for NodeName {
     }
 }
 
+impl NodeClassName {
+    /// The class of that id.
+    pub fn new(id: &str) -> Result<Self, NameError> {
+        check_id("node class", id)?;
+        Ok(Self(format!("nodeClasses/{id}")))
+    }
+
+    /// The last segment.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        self.last()
+    }
+}
+
+impl FromStr for NodeClassName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        let [id] = split(name, ["nodeClasses"]).ok_or_else(|| Self::shape_error(name))?;
+        Self::new(id)
+    }
+}
+
+impl QuotaName {
+    /// The limits of the whole group.
+    #[must_use]
+    pub fn total() -> Self {
+        Self("quota".to_owned())
+    }
+
+    /// The limits of a workspace.
+    #[must_use]
+    pub fn of(workspace: &WorkspaceName) -> Self {
+        Self(format!("{workspace}/quota"))
+    }
+
+    /// The workspace that is limited; `None`: the whole group.
+    #[must_use]
+    pub fn workspace(&self) -> Option<WorkspaceName> {
+        self.0
+            .strip_suffix("/quota")
+            .map(|workspace| WorkspaceName(workspace.to_owned()))
+    }
+}
+
+impl FromStr for QuotaName {
+    type Err = NameError;
+
+    fn from_str(name: &str) -> Result<Self, NameError> {
+        if name == "quota" {
+            return Ok(Self::total());
+        }
+        let workspace = name
+            .strip_suffix("/quota")
+            .ok_or_else(|| Self::shape_error(name))?;
+        Ok(Self::of(
+            &workspace.parse().map_err(|_| Self::shape_error(name))?,
+        ))
+    }
+}
+
 impl MemberName {
     /// The member of that number, which counts from 1.
     pub fn new(id: u64) -> Result<Self, NameError> {
@@ -407,6 +476,21 @@ mod tests {
         assert_eq!(member.id(), 3);
         let server: FileServerName = "workspaces/w/fileServers/nfs".parse().unwrap();
         assert_eq!((server.workspace().id(), server.id()), ("w", "nfs"));
+    }
+
+    #[test]
+    fn a_quota_is_of_a_workspace_or_of_all() {
+        let of: QuotaName = "workspaces/w/quota".parse().unwrap();
+        assert_eq!(of.workspace().unwrap().id(), "w");
+        let total: QuotaName = "quota".parse().unwrap();
+        assert_eq!((total.workspace(), total), (None, QuotaName::total()));
+        for bad in ["", "/quota", "workspaces/w", "workspaces/-/quota", "quotas"] {
+            let error = bad.parse::<QuotaName>().unwrap_err().to_string();
+            assert!(error.contains("or quota for all"), "{bad:?} gave {error:?}");
+        }
+        let class: NodeClassName = "nodeClasses/gpu-4".parse().unwrap();
+        assert_eq!(class.id(), "gpu-4");
+        assert!("nodeClasses/a b".parse::<NodeClassName>().is_err());
     }
 
     #[test]

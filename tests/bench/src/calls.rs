@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::future::Future;
 
 use tonic::transport::Channel;
-use tonic::{Response, Status};
+use tonic::{Code, Response, Status};
 use trainyard_proto::v1::cluster_service_client::ClusterServiceClient;
 use trainyard_proto::v1::experiment_service_client::ExperimentServiceClient;
 use trainyard_proto::v1::job_service_client::JobServiceClient;
@@ -13,10 +13,10 @@ use trainyard_proto::v1::node_service_client::NodeServiceClient;
 use trainyard_proto::v1::workspace_service_client::WorkspaceServiceClient;
 use trainyard_proto::v1::{
     Cluster, CreateClusterRequest, CreateExperimentRequest, CreateJobRequest,
-    CreateWorkspaceRequest, CustomToolkitSettings, ExecutionState, Experiment, Job, JobSpec,
-    ListJobsRequest, ListMembersRequest, ListMembersResponse, ListNodesRequest,
+    CreateWorkspaceRequest, CustomToolkitSettings, ExecutionState, Experiment, GetJobRequest, Job,
+    JobSpec, ListJobsRequest, ListMembersRequest, ListMembersResponse, ListNodesRequest,
     ManualScaleSettings, MemberRole, Node, ResourceId, ResourcesPerNode, ScaleSettings,
-    TerminateJobRequest, Workspace,
+    TerminateJobRequest, TerminateJobsRequest, Workspace,
 };
 use trainyard_shared::client::{Client, MAX_MESSAGE_BYTES, new_request_id};
 
@@ -180,19 +180,80 @@ pub(crate) async fn terminate_job(client: &Client, id: &str) -> Result<Job> {
     .await
 }
 
+/// Ends all jobs that have not ended; how many there were.
+pub(crate) async fn terminate_all(client: &Client) -> Result<u64> {
+    let answer = call(client, "terminate the jobs", |channel| async move {
+        let request = TerminateJobsRequest {
+            parent: EXPERIMENT.into(),
+            filter: String::new(),
+        };
+        JobServiceClient::new(channel).terminate_jobs(request).await
+    });
+    answer.await.map(|answer| answer.terminated)
+}
+
+/// UUID of a job, or `None` inside if it does not exist; `None` outside if nobody answers.
+pub(crate) async fn try_job(client: &Client, id: &str) -> Option<Option<String>> {
+    let name = job_name(id);
+    let answer = client
+        .unary(|channel| {
+            let request = GetJobRequest { name: name.clone() };
+            async move { JobServiceClient::new(channel).get_job(request).await }
+        })
+        .await;
+    match answer {
+        Ok(job) => Some(Some(job.uid)),
+        Err(status) if status.code() == Code::NotFound => Some(None),
+        Err(_) => None,
+    }
+}
+
 /// All jobs by the last segment of their names.
 pub(crate) async fn jobs(client: &Client) -> Result<BTreeMap<String, Job>> {
     let mut all = BTreeMap::new();
-    let mut page_token = String::new();
-    loop {
-        let request = ListJobsRequest {
-            parent: EXPERIMENT.into(),
-            page_size: PAGE,
-            page_token,
-            ..ListJobsRequest::default()
-        };
+    let mut list = ListOf::new(PAGE, "", "");
+    while let Some(page) = list.next_jobs(client).await? {
+        for job in page {
+            let id = job.name.rsplit('/').next().unwrap_or_default().to_owned();
+            all.insert(id, job);
+        }
+    }
+    Ok(all)
+}
+
+/// A list of the experiment's jobs, page by page.
+pub(crate) struct ListOf {
+    request: ListJobsRequest,
+    ended: bool,
+}
+
+impl ListOf {
+    /// A list from its beginning.
+    pub(crate) fn new(page_size: u32, filter: &str, order_by: &str) -> Self {
+        Self {
+            request: ListJobsRequest {
+                parent: EXPERIMENT.into(),
+                page_size,
+                page_token: String::new(),
+                filter: filter.into(),
+                order_by: order_by.into(),
+            },
+            ended: false,
+        }
+    }
+
+    /// Names of the jobs of the next page; `None` after the last.
+    pub(crate) async fn next(&mut self, client: &Client) -> Result<Option<Vec<String>>> {
+        let page = self.next_jobs(client).await?;
+        Ok(page.map(|jobs| jobs.into_iter().map(|job| job.name).collect()))
+    }
+
+    async fn next_jobs(&mut self, client: &Client) -> Result<Option<Vec<Job>>> {
+        if self.ended {
+            return Ok(None);
+        }
         let page = call(client, "list the jobs", |channel| {
-            let request = request.clone();
+            let request = self.request.clone();
             async move {
                 JobServiceClient::new(channel)
                     .max_decoding_message_size(MAX_MESSAGE_BYTES)
@@ -201,14 +262,9 @@ pub(crate) async fn jobs(client: &Client) -> Result<BTreeMap<String, Job>> {
             }
         })
         .await?;
-        for job in page.jobs {
-            let id = job.name.rsplit('/').next().unwrap_or_default().to_owned();
-            all.insert(id, job);
-        }
-        if page.next_page_token.is_empty() {
-            return Ok(all);
-        }
-        page_token = page.next_page_token;
+        self.ended = page.next_page_token.is_empty();
+        self.request.page_token = page.next_page_token;
+        Ok(Some(page.jobs))
     }
 }
 

@@ -10,10 +10,13 @@ mod disk;
 mod error;
 mod etcd;
 mod failover;
+mod fill;
 mod idle;
 mod latency;
+mod list;
 mod outage;
 mod place;
+mod restart;
 mod rig;
 mod stats;
 mod submit;
@@ -52,6 +55,10 @@ enum Benchmark {
     Throughput(throughput::ThroughputArgs),
     /// Memory and processor time of idle daemons
     Idle(idle::IdleArgs),
+    /// Time of a page of a long list, and memory of the jobs
+    List(list::ListArgs),
+    /// Time without service when all schedulers are killed with many jobs in their state
+    Restart(restart::RestartArgs),
 }
 
 impl Benchmark {
@@ -63,6 +70,8 @@ impl Benchmark {
             Self::Failover(args) => ("failover", failover::run(rig, args).await?),
             Self::Throughput(args) => ("throughput", throughput::run(rig, args).await?),
             Self::Idle(args) => ("idle", idle::run(rig, args).await?),
+            Self::List(args) => ("list", list::run(rig, args).await?),
+            Self::Restart(args) => ("restart", restart::run(rig, args).await?),
         })
     }
 }
@@ -118,7 +127,7 @@ mod tests {
             .lines()
             .filter(|line| line.starts_with("target/release/trainyard-bench "))
             .collect();
-        assert!(calls.len() >= 5, "{calls:?}");
+        assert!(calls.len() >= 7, "{calls:?}");
         for call in calls {
             Arguments::try_parse_from(call.split_whitespace()).unwrap();
         }

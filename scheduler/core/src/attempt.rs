@@ -153,6 +153,18 @@ pub(crate) fn terminated(cause: TerminateCause) -> BatchAiError {
             "JobWallClockTimeExceeded",
             "The job ran longer than constraints.maxWallClockTime and was ended; raise the limit to let it run on.",
         ),
+        TerminateCause::ClusterDeleted => (
+            "ClusterDeleted",
+            "The job was ended because its cluster was deleted; create it again on another cluster.",
+        ),
+        TerminateCause::ClusterShrunk => (
+            "ClusterShrunk",
+            "The job was ended because its node left the cluster; create it again.",
+        ),
+        TerminateCause::Dependency => (
+            "DependencyFailed",
+            "The job did not run, because a job that it depends on failed.",
+        ),
     };
     BatchAiError {
         code: code.to_owned(),

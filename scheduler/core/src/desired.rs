@@ -21,7 +21,7 @@ impl State {
             .get(node)
             .into_iter()
             .flat_map(|held| held.keys())
-            .filter_map(|job| self.assignment(node, self.jobs.get(job)?))
+            .filter_map(|job| self.assignment(node, self.jobs.open(job)?))
             .collect();
         Desired {
             revision: self.index,

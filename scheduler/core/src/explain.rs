@@ -17,7 +17,7 @@ use crate::state::{State, cluster_of, node_is_involved, queue_key};
 impl State {
     /// Explains `job` (a resource name). `unresponsive` nodes count as unusable. `None`: no such job.
     pub fn explain(&self, job: &str, unresponsive: &BTreeSet<String>) -> Option<JobExplanation> {
-        let job = self.jobs.get(job)?;
+        let job = &*self.jobs.get(job)?;
         let mut explanation = JobExplanation {
             job: job.name.clone(),
             execution_state: job.execution_state,
@@ -134,7 +134,7 @@ impl State {
             .map(|(_, name)| name)
             .filter(|name| {
                 self.jobs
-                    .get(*name)
+                    .open(name)
                     .and_then(|j| j.spec.as_ref())
                     .is_some_and(|spec| !never_fits(self, cluster, spec))
             });

@@ -17,6 +17,7 @@ mod attempt;
 mod capacity;
 mod desired;
 mod explain;
+mod jobs;
 pub mod lease;
 mod outcome;
 pub mod placement;

@@ -28,7 +28,7 @@ pub fn plan(state: &State, unresponsive: &BTreeSet<String>) -> ApplyPlan {
     };
     for (cluster, queue) in &state.indexes.queues {
         let mut room = Room::new(state, cluster, unresponsive);
-        for job in queue.values().filter_map(|name| state.jobs.get(name)) {
+        for job in queue.values().filter_map(|name| state.jobs.open(name)) {
             if plan.starts.len() >= MAX_STARTS {
                 return plan;
             }

@@ -1,5 +1,6 @@
 //! Reads: single resources and pages, with computed fields filled in. Nothing here changes the state.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
@@ -75,8 +76,8 @@ impl State {
         .collect()
     }
 
-    /// One job.
-    pub fn job(&self, name: &str) -> Option<&Job> {
+    /// One job; decoded, if it has ended.
+    pub fn job(&self, name: &str) -> Option<Cow<'_, Job>> {
         self.jobs.get(name)
     }
 
@@ -93,14 +94,21 @@ impl State {
             ),
             Some(_) | None => (format!("{parent}/jobs/"), None),
         };
-        page(&self.jobs, &prefix, after, usize::MAX)
-            .filter(|(name, _)| {
+        let from = if after > prefix.as_str() {
+            Bound::Excluded(after)
+        } else {
+            Bound::Included(prefix.as_str())
+        };
+        self.jobs
+            .range(from, Bound::Unbounded)
+            .take_while(|name| name.starts_with(&prefix))
+            .filter(|name| {
                 filter
                     .as_ref()
                     .is_none_or(|part| name.contains(part.as_str()))
             })
             .take(limit)
-            .map(|(_, j)| j.clone())
+            .filter_map(|name| Some(self.jobs.get(name)?.into_owned()))
             .collect()
     }
 
@@ -169,7 +177,7 @@ impl State {
         node: &str,
         observed: &ObservedAttempt,
     ) -> Option<(&Attempt, &trainyard_proto::v1::AttemptNode)> {
-        let job = self.jobs.get(&observed.job)?;
+        let job = self.jobs.open(&observed.job)?;
         let attempt = job.attempts.last()?;
         let same = job.uid == observed.uid
             && attempt.number == observed.attempt
@@ -200,7 +208,7 @@ impl State {
 
     fn deadlines(&self) -> impl Iterator<Item = (&Job, Timestamp)> {
         self.indexes.live.iter().filter_map(|name| {
-            let job = self.jobs.get(name)?;
+            let job = self.jobs.open(name)?;
             let attempt = job.attempts.last()?;
             if !matches!(attempt.phase(), AttemptPhase::Prepare | AttemptPhase::Run) {
                 return None;

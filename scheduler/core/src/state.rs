@@ -6,6 +6,7 @@
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use trainyard_proto::v1::{
     Attempt, AttemptNodePhase, AttemptPhase, Cluster, ExecutionState, Experiment, FileServer, Job,
@@ -13,11 +14,15 @@ use trainyard_proto::v1::{
 };
 
 use crate::capacity::Holding;
+use crate::jobs::{JobTable, is_over, order_key};
 use crate::requests::Requests;
 use crate::usage::Ledger;
 
-/// Place of a job in the queue of its cluster: higher priority first, then older first.
-pub(crate) type QueueKey = (Reverse<i32>, u64);
+/// Place of a job in the queue of its cluster: higher priority first, then older first, then by its place in its array.
+pub(crate) type QueueKey = (Reverse<i32>, u64, u32);
+
+/// Place of a finished job among those of its workspace: seconds and nanoseconds of its end, then order of creation.
+pub(crate) type EndKey = (i64, i32, u64, u32);
 
 /// The state at one index of the log.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -27,7 +32,7 @@ pub struct State {
     pub(crate) clusters: BTreeMap<String, Cluster>,
     pub(crate) file_servers: BTreeMap<String, FileServer>,
     pub(crate) experiments: BTreeMap<String, Experiment>,
-    pub(crate) jobs: BTreeMap<String, Job>,
+    pub(crate) jobs: JobTable,
     pub(crate) nodes: BTreeMap<String, Node>,
     pub(crate) quotas: BTreeMap<String, Quota>,
     pub(crate) node_classes: BTreeMap<String, NodeClass>,
@@ -51,6 +56,8 @@ pub(crate) struct Indexes {
     pub(crate) live: BTreeSet<String>,
     /// Jobs of each cluster that have not ended.
     pub(crate) unfinished: BTreeMap<String, BTreeSet<String>>,
+    /// Jobs of each workspace of which nothing runs any more, by their end. Names are shared with the table of jobs.
+    pub(crate) finished: BTreeMap<String, BTreeMap<EndKey, Arc<str>>>,
 }
 
 impl State {
@@ -73,17 +80,25 @@ impl State {
                     .insert(name.clone());
             }
         }
-        let names: Vec<String> = self.jobs.keys().cloned().collect();
+        let names: Vec<Arc<str>> = self.jobs.names().cloned().collect();
         for name in names {
             self.index_job(&name);
         }
     }
 
-    /// Brings the indexes up to date with one job, after any change of it. Removes it from them if it is gone.
+    /// Brings the indexes up to date with one job, after any change of it, and seals it if it is over.
     pub(crate) fn index_job(&mut self, name: &str) {
-        let Some(job) = self.jobs.get(name) else {
+        let (Some(key), Some(job)) = (self.jobs.key(name), self.jobs.get(name)) else {
             return;
         };
+        if is_over(&job) {
+            self.indexes
+                .finished
+                .entry(workspace_of(name).to_owned())
+                .or_default()
+                .insert(end_key(&job), key);
+        }
+        let job = &*job;
         let cluster = cluster_of(job).to_owned();
         let queued = is_startable(job);
         let key = queue_key(job);
@@ -131,6 +146,7 @@ impl State {
                 None => remove_holding(&mut self.indexes.holdings, &node, name),
             }
         }
+        self.jobs.seal(name);
     }
 
     /// Takes a job out of the state and all indexes.
@@ -142,6 +158,13 @@ impl State {
         set_member(&mut self.indexes.unfinished, &cluster, name, false);
         remove_from_queue(&mut self.indexes.queues, &cluster, &queue_key(&job));
         self.indexes.live.remove(name);
+        let workspace = workspace_of(name);
+        if let Some(ends) = self.indexes.finished.get_mut(workspace) {
+            ends.remove(&end_key(&job));
+            if ends.is_empty() {
+                self.indexes.finished.remove(workspace);
+            }
+        }
         if let Some(attempt) = job.attempts.last() {
             for node in &attempt.nodes {
                 remove_holding(&mut self.indexes.holdings, &node.node, name);
@@ -207,7 +230,26 @@ pub(crate) fn queue_key(job: &Job) -> QueueKey {
         SchedulingPriority::Normal | SchedulingPriority::Unspecified => 0,
         SchedulingPriority::Low => -1,
     };
-    (Reverse(rank), job.sequence)
+    let (sequence, index) = order_key(job);
+    (Reverse(rank), sequence, index)
+}
+
+/// Resource name of the workspace that a resource belongs to; the whole name if it belongs to none.
+pub(crate) fn workspace_of(name: &str) -> &str {
+    name.match_indices('/')
+        .nth(1)
+        .map_or(name, |(end, _)| &name[..end])
+}
+
+/// Place of a finished job among those of its workspace.
+pub(crate) fn end_key(job: &Job) -> EndKey {
+    let end = job
+        .execution_info
+        .as_ref()
+        .and_then(|info| info.end_time)
+        .unwrap_or_default();
+    let (sequence, index) = order_key(job);
+    (end.seconds, end.nanos, sequence, index)
 }
 
 /// Whether the node still has, or may have, anything of the attempt.

@@ -427,12 +427,8 @@ fn a_failure_that_a_lost_node_caused_queues_the_job_again() {
     w.lose("n2");
     assert_eq!(w.execution("j"), ExecutionState::Queued);
     assert_eq!(w.attempt("j").outcome(), AttemptOutcome::NodeLost);
-    let codes: Vec<&str> = w
-        .attempt("j")
-        .errors
-        .iter()
-        .map(|e| e.code.as_str())
-        .collect();
+    let attempt = w.attempt("j");
+    let codes: Vec<&str> = attempt.errors.iter().map(|e| e.code.as_str()).collect();
     assert_eq!(
         codes,
         ["NodeLost", "JobFailed"],

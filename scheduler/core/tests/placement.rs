@@ -214,9 +214,9 @@ fn a_stale_plan_never_books_twice() {
     overlapping.starts[0].nodes[0].gpus = vec![0];
     overlapping.starts[0].nodes[0].whole_node = false;
     for plan in [stale, forged, overlapping] {
-        let before = w.attempt("a").clone();
+        let before = w.attempt("a");
         w.ok(Kind::ApplyPlan(plan));
-        assert_eq!(*w.attempt("a"), before);
+        assert_eq!(w.attempt("a"), before);
         assert_eq!(w.execution("b"), ExecutionState::Queued);
         w.check();
     }

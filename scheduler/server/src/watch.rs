@@ -88,7 +88,7 @@ async fn watch(
             .job(name)
             .filter(|job| job.uid == uid)
             .filter(|job| job.etag != shown || shown.is_empty())
-            .cloned();
+            .map(std::borrow::Cow::into_owned);
         match job {
             Some(job) => {
                 shown.clone_from(&job.etag);

@@ -107,7 +107,7 @@ impl State {
             .values()
             .flatten()
             .filter(|job| job.starts_with(&prefix))
-            .filter_map(|job| self.jobs.get(job))
+            .filter_map(|job| self.jobs.open(job))
             .find(|job| mounts_it(job.spec.as_ref().and_then(|s| s.mount_volumes.as_ref())))
             .map(|job| job.name.clone())
     }

@@ -11,6 +11,7 @@ use trainyard_shared::validate::FieldViolation;
 
 use super::{Applied, Context, check_etag, incomplete, parse};
 use crate::attempt;
+use crate::jobs::is_over;
 use crate::outcome::{Change, Refusal, Reply};
 use crate::resolve;
 use crate::state::{State, is_ended};
@@ -23,7 +24,7 @@ impl State {
         let find = |s: &Self, n: &str| {
             s.jobs
                 .get(n)
-                .map(|j| (j.uid.clone(), Reply::Job(Box::new(j.clone()))))
+                .map(|j| (j.uid.clone(), Reply::Job(Box::new(j.into_owned()))))
         };
         if let Some(reply) = self.replay(&command.request_id, &name, find) {
             return reply;
@@ -32,7 +33,7 @@ impl State {
         if !self.experiments.contains_key(&experiment) {
             return Err(Refusal::not_found(&experiment));
         }
-        if self.jobs.contains_key(&name) {
+        if self.jobs.contains(&name) {
             return Err(Refusal::already_exists(&name));
         }
         let (spec, tool_type) =
@@ -57,7 +58,7 @@ impl State {
             array: None,
         };
         self.requests.remember(&command.request_id, &name, &job.uid);
-        self.jobs.insert(name.clone(), job.clone());
+        self.jobs.insert(job.clone());
         self.index_job(&name);
         context.changed(Change::Job(name));
         context.changed(Change::Placement);
@@ -123,30 +124,33 @@ impl State {
     ) -> Applied {
         let job = self
             .jobs
-            .get_mut(&command.name)
+            .get(&command.name)
             .ok_or_else(|| Refusal::not_found(&command.name))?;
         if !command.uid.is_empty() && command.uid != job.uid {
             return Err(Refusal::not_found(&command.name));
         }
         let cause = command.cause();
-        if terminate(job, cause, context) {
-            let name = job.name.clone();
-            self.job_changed(context, &name);
+        if let Some(job) = self.jobs.get_mut(&command.name)
+            && terminate(job, cause, context)
+        {
+            self.job_changed(context, &command.name);
         }
         Ok(self
             .jobs
             .get(&command.name)
-            .map_or(Reply::None, |job| Reply::Job(Box::new(job.clone()))))
+            .map_or(Reply::None, |job| Reply::Job(Box::new(job.into_owned()))))
     }
 
     pub(super) fn delete_job(&mut self, context: &mut Context, command: &Delete) -> Applied {
         let job = self
             .jobs
-            .get_mut(&command.name)
+            .get(&command.name)
             .ok_or_else(|| Refusal::not_found(&command.name))?;
         check_etag(&command.name, &command.etag, &job.etag)?;
-        job.set_provisioning_state(ProvisioningState::Deleting);
-        terminate(job, TerminateCause::Requested, context);
+        self.jobs.edit(&command.name, |job| {
+            job.set_provisioning_state(ProvisioningState::Deleting);
+            terminate(job, TerminateCause::Requested, context);
+        });
         self.job_changed(context, &command.name);
         Ok(Reply::None)
     }
@@ -154,22 +158,20 @@ impl State {
     /// To be called after any change of a job or its latest attempt: concludes the job if the attempt has ended,
     /// brings the indexes up to date and tells whoever must know.
     pub(super) fn job_changed(&mut self, context: &mut Context, name: &str) {
-        let Some(job) = self.jobs.get_mut(name) else {
-            return;
-        };
-        conclude(job, context);
-        job.etag = context.etag();
-        let nodes: Vec<String> = job
-            .attempts
-            .last()
-            .map(|a| a.nodes.iter().map(|n| n.node.clone()).collect())
-            .unwrap_or_default();
-        let gone = job.provisioning_state() == ProvisioningState::Deleting
-            && is_ended(job.execution_state())
-            && job
+        let changed = self.jobs.edit(name, |job| {
+            conclude(job, context);
+            job.etag = context.etag();
+            let nodes: Vec<String> = job
                 .attempts
                 .last()
-                .is_none_or(|a| a.phase() == AttemptPhase::Ended);
+                .map(|a| a.nodes.iter().map(|n| n.node.clone()).collect())
+                .unwrap_or_default();
+            let gone = job.provisioning_state() == ProvisioningState::Deleting && is_over(job);
+            (nodes, gone)
+        });
+        let Some((nodes, gone)) = changed else {
+            return;
+        };
         if gone {
             self.remove_job(name);
         } else {

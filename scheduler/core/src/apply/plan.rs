@@ -59,7 +59,7 @@ impl State {
 
     /// Whether the job still waits and every part of the allocation is free.
     fn start_fits(&self, start: &Start) -> bool {
-        let Some(job) = self.jobs.get(&start.job) else {
+        let Some(job) = self.jobs.open(&start.job) else {
             return false;
         };
         let Some(spec) = job.spec.as_ref() else {

@@ -191,18 +191,19 @@ impl World {
         }
     }
 
-    pub fn job(&self, id: &str) -> &Job {
+    pub fn job(&self, id: &str) -> Job {
         self.state
             .job(&job(id))
             .unwrap_or_else(|| panic!("no job {id}"))
+            .into_owned()
     }
 
     pub fn execution(&self, id: &str) -> ExecutionState {
         self.job(id).execution_state()
     }
 
-    pub fn attempt(&self, id: &str) -> &Attempt {
-        self.job(id).attempts.last().expect("attempt")
+    pub fn attempt(&self, id: &str) -> Attempt {
+        self.job(id).attempts.last().expect("attempt").clone()
     }
 
     /// Nodes of the latest attempt, by last segment.

@@ -33,8 +33,8 @@ pub async fn list(
         let job = state
             .job(&request.name)
             .ok_or_else(|| status::not_found(&request.name))?;
-        let attempt =
-            locate::attempt(job, request.attempt).map_err(|place| refused(&request.name, place))?;
+        let attempt = locate::attempt(&job, request.attempt)
+            .map_err(|place| refused(&request.name, place))?;
         let all: Vec<_> = attempt.nodes.iter().collect();
         (
             job.uid.clone(),

@@ -71,6 +71,7 @@ pub(super) fn file(state: &State, name: &str, uid: &str, number: u32, wanted: &W
     let Some(job) = state.job(name).filter(|job| job.uid == uid) else {
         return Place::Never(status::not_found(name));
     };
+    let job = &*job;
     let attempt = match attempt(job, number) {
         Ok(attempt) => attempt,
         Err(place) => return place,

@@ -75,8 +75,7 @@ impl JobService for Jobs {
         let state = self.0.state();
         state
             .job(&request.name)
-            .cloned()
-            .map(Response::new)
+            .map(|job| Response::new(job.into_owned()))
             .ok_or_else(|| status::not_found(&request.name))
     }
 

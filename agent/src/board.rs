@@ -1,4 +1,4 @@
-//! What the node tells the outside of its attempts: the observed view, and where files lie.
+//! What the node tells the outside: the observed view of its attempts, its set-up and its exports, and where files lie.
 //!
 //! Runners write, the session and the file service read. Nothing here decides anything; locks are held for the
 //! length of a map operation and never across an await.
@@ -8,7 +8,9 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
-use trainyard_proto::v1::{AttemptNodePhase, AttemptNodeStatus, ObservedAttempt};
+use trainyard_proto::v1::{
+    AttemptNodePhase, AttemptNodeStatus, ExportStatus, Observed, ObservedAttempt, ObservedSetup,
+};
 
 use crate::confine::Credentials;
 use crate::reconcile::AttemptKey;
@@ -56,10 +58,18 @@ struct Entry {
     files: watch::Sender<AttemptFiles>,
 }
 
+/// What concerns the node as a whole.
+#[derive(Debug, Default)]
+struct OfNode {
+    setup: Option<ObservedSetup>,
+    exports: Vec<ExportStatus>,
+}
+
 /// The board. Cheap to share.
 #[derive(Debug, Clone)]
 pub struct Board {
     entries: Arc<Mutex<BTreeMap<AttemptKey, Entry>>>,
+    of_node: Arc<Mutex<OfNode>>,
     changed: watch::Sender<u64>,
 }
 
@@ -67,6 +77,7 @@ impl Default for Board {
     fn default() -> Board {
         Board {
             entries: Arc::default(),
+            of_node: Arc::default(),
             changed: watch::Sender::new(0),
         }
     }
@@ -155,7 +166,55 @@ impl Board {
         self.touch();
     }
 
-    /// The observed view, in order of job and attempt.
+    fn of_node(&self) -> MutexGuard<'_, OfNode> {
+        self.of_node.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Replaces what the scheduler is told of the node's set-up; `None`: nothing is set up. Without effect if nothing
+    /// changed.
+    pub fn set_setup(&self, setup: Option<ObservedSetup>) {
+        let mut of_node = self.of_node();
+        if of_node.setup != setup {
+            of_node.setup = setup;
+            drop(of_node);
+            self.touch();
+        }
+    }
+
+    /// Replaces what the scheduler is told of exports. Without effect if nothing changed.
+    pub fn set_exports(&self, exports: Vec<ExportStatus>) {
+        let mut of_node = self.of_node();
+        if of_node.exports != exports {
+            of_node.exports = exports;
+            drop(of_node);
+            self.touch();
+        }
+    }
+
+    /// The set-up as the scheduler is told.
+    #[must_use]
+    pub fn setup(&self) -> Option<ObservedSetup> {
+        self.of_node().setup.clone()
+    }
+
+    /// The exports as the scheduler is told.
+    #[must_use]
+    pub fn exports(&self) -> Vec<ExportStatus> {
+        self.of_node().exports.clone()
+    }
+
+    /// The whole observed view.
+    #[must_use]
+    pub fn view(&self, sequence: u64) -> Observed {
+        Observed {
+            sequence,
+            attempts: self.observed(),
+            setup: self.setup(),
+            exports: self.exports(),
+        }
+    }
+
+    /// The attempts of the observed view, in order of job and attempt.
     #[must_use]
     pub fn observed(&self) -> Vec<ObservedAttempt> {
         self.entries()

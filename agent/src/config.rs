@@ -9,9 +9,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Deserialize;
+use trainyard_proto::v1::ImageReference;
+
+use crate::inventory::image;
 
 /// PATH of tasks where none is set.
 pub const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// TCP port of NFS where none is set.
+const NFS_PORT: u16 = 2049;
 
 /// Everything the daemon needs to know, checked.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -35,12 +41,52 @@ pub struct Config {
     pub node_class: Option<String>,
     /// User that tasks run as where the agent is root.
     pub task_user: Option<String>,
+    /// Users besides `task_user` that a cluster may choose to run its tasks as, where the agent is root.
+    pub task_users: Vec<String>,
+    /// The system as an image; `None`: made from /etc/os-release.
+    pub image: Option<ImageReference>,
+    /// Managed file servers on this node.
+    pub file_server: FileServer,
     /// Longest that one mount or unmount may take.
     pub mount_deadline: Duration,
     /// PATH of tasks.
     pub path: String,
     /// Bytes of spooled logs of ended attempts to keep.
     pub spool_keep_bytes: u64,
+}
+
+/// Managed file servers on this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileServer {
+    /// Whether this node may export directories.
+    pub enabled: bool,
+    /// TCP port of NFS.
+    pub port: u16,
+    /// Directories below which others may be exported, absolute; none: `file-servers` in the data directory.
+    pub roots: Vec<PathBuf>,
+}
+
+impl Default for FileServer {
+    fn default() -> Self {
+        Self {
+            enabled: true,
+            port: NFS_PORT,
+            roots: Vec::new(),
+        }
+    }
+}
+
+/// The table `[file_server]`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FileServerSettings {
+    /// See [`FileServer::enabled`]. Default: true.
+    pub enabled: Option<bool>,
+    /// See [`FileServer::port`]. Default: 2049.
+    pub port: Option<u16>,
+    /// See [`FileServer::roots`]. Default: `file-servers` in the data directory alone.
+    #[serde(default)]
+    pub roots: Vec<PathBuf>,
 }
 
 /// The settings as one source gives them; absent ones are left to the next source.
@@ -66,6 +112,14 @@ pub struct Settings {
     pub node_class: Option<String>,
     /// See [`Config::task_user`]. Default: `trainyard` where the host has that user, else `nobody`.
     pub task_user: Option<String>,
+    /// See [`Config::task_users`]. Default: none.
+    #[serde(default)]
+    pub task_users: Vec<String>,
+    /// `PUBLISHER:OFFER:SKU[:VERSION]`. See [`Config::image`].
+    pub image: Option<String>,
+    /// See [`Config::file_server`].
+    #[serde(default)]
+    pub file_server: FileServerSettings,
     /// Seconds. See [`Config::mount_deadline`]. Default: 30.
     pub mount_deadline_s: Option<u64>,
     /// See [`Config::path`]. Default: [`DEFAULT_PATH`].
@@ -176,11 +230,7 @@ impl Settings {
     pub fn over(self, below: Settings) -> Settings {
         Settings {
             node: self.node.or(below.node),
-            schedulers: if self.schedulers.is_empty() {
-                below.schedulers
-            } else {
-                self.schedulers
-            },
+            schedulers: first_given(self.schedulers, below.schedulers),
             tls_dir: self.tls_dir.or(below.tls_dir),
             data_dir: self.data_dir.or(below.data_dir),
             listen: self.listen.or(below.listen),
@@ -188,6 +238,13 @@ impl Settings {
             gpus: self.gpus.or(below.gpus),
             node_class: self.node_class.or(below.node_class),
             task_user: self.task_user.or(below.task_user),
+            task_users: first_given(self.task_users, below.task_users),
+            image: self.image.or(below.image),
+            file_server: FileServerSettings {
+                enabled: self.file_server.enabled.or(below.file_server.enabled),
+                port: self.file_server.port.or(below.file_server.port),
+                roots: first_given(self.file_server.roots, below.file_server.roots),
+            },
             mount_deadline_s: self.mount_deadline_s.or(below.mount_deadline_s),
             path: self.path.or(below.path),
             spool_keep_mib: self.spool_keep_mib.or(below.spool_keep_mib),
@@ -224,6 +281,16 @@ impl Settings {
             gpus: self.gpus,
             node_class: self.node_class,
             task_user: self.task_user,
+            task_users: self.task_users,
+            image: match &self.image {
+                Some(text) => Some(image::parse(text).map_err(|why| value("image", why))?),
+                None => None,
+            },
+            file_server: FileServer {
+                enabled: self.file_server.enabled.unwrap_or(true),
+                port: self.file_server.port.unwrap_or(NFS_PORT),
+                roots: self.file_server.roots,
+            },
             mount_deadline: Duration::from_secs(self.mount_deadline_s.unwrap_or(30)),
             path: self.path.unwrap_or_else(|| DEFAULT_PATH.to_owned()),
             spool_keep_bytes: self
@@ -264,6 +331,32 @@ impl Settings {
         if self.node_class.as_deref() == Some("") {
             return Err(value("node_class", "empty; leave it out to derive it"));
         }
+        if let Some(user) = self.task_users.iter().find(|user| {
+            user.is_empty() || user.contains(|c: char| c.is_whitespace() || c == '/' || c == ':')
+        }) {
+            return Err(value(
+                "task_users",
+                format!("{user:?} is not the name of a user"),
+            ));
+        }
+        if let Some(text) = &self.image {
+            image::parse(text).map_err(|why| value("image", why))?;
+        }
+        if self.file_server.port == Some(0) {
+            return Err(value(
+                "file_server.port",
+                "0 is no port that others can mount from; the usual one is 2049",
+            ));
+        }
+        for root in &self.file_server.roots {
+            // `/` would offer the whole host.
+            if !root.is_absolute() || root.components().count() < 2 || has_parent(root) {
+                return Err(value(
+                    "file_server.roots",
+                    format!("{root:?} is not an absolute directory below /, without `..`"),
+                ));
+            }
+        }
         if let Some(seconds) = self.mount_deadline_s
             && !(1..=3_600).contains(&seconds)
         {
@@ -276,6 +369,15 @@ impl Settings {
         }
         Ok(())
     }
+}
+
+fn first_given<T>(above: Vec<T>, below: Vec<T>) -> Vec<T> {
+    if above.is_empty() { below } else { above }
+}
+
+fn has_parent(path: &Path) -> bool {
+    path.components()
+        .any(|part| part == std::path::Component::ParentDir)
 }
 
 fn value(key: &'static str, message: impl Into<String>) -> ConfigError {
@@ -344,95 +446,12 @@ fn key_on(text: &str, line: usize) -> String {
 
 /// Where a key is set: the first line that starts with it.
 fn line_of(text: &str, key: &str) -> (usize, usize) {
+    // A key of a table stands on its line without the table's name.
+    let key = key.rsplit('.').next().unwrap_or(key);
     (1..=text.lines().count())
         .find(|line| key_on(text, *line) == key)
         .map_or((1, 1), |line| (line, 1))
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn error(text: &str) -> String {
-        Settings::parse(Path::new("agent.toml"), text)
-            .unwrap_err()
-            .to_string()
-    }
-
-    #[test]
-    fn errors_name_file_line_and_key() {
-        let cases = [
-            (
-                "node = \"n\"\ncolour = 1\n",
-                "agent.toml:2:1: colour: unknown field `colour`",
-            ),
-            (
-                "node = \"n\"\ngpus = \"four\"\n",
-                "agent.toml:2:8: gpus: invalid type: string \"four\", expected u32",
-            ),
-            (
-                "schedulers = [\"here\"]\n",
-                "agent.toml:1:1: schedulers: \"here\" is not HOST:PORT",
-            ),
-            (
-                "\nlisten = \"x\"\n",
-                "agent.toml:2:1: listen: \"x\" is not ADDRESS:PORT",
-            ),
-            (
-                "address = \"h:1\"\n",
-                "agent.toml:1:1: address: \"h:1\" has a port",
-            ),
-            (
-                "mount_deadline_s = 0\n",
-                "agent.toml:1:1: mount_deadline_s: must be 1 to 3600",
-            ),
-            ("node = \"a/b\"\n", "agent.toml:1:1: node: \"a/b\" is not"),
-            ("node = \n", "agent.toml:1:"),
-        ];
-        for (text, wanted) in cases {
-            let got = error(text);
-            assert!(
-                got.starts_with(wanted),
-                "{text:?}\n got: {got}\nwant: {wanted}"
-            );
-        }
-    }
-
-    #[test]
-    fn flags_win_over_the_file_and_directories_are_relative_to_it() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("agent.toml");
-        std::fs::write(
-            &path,
-            "node = \"n1\"\nschedulers = [\"a:1\", \"b:2\"]\ndata_dir = \"data\"\ngpus = 4\n",
-        )
-        .unwrap();
-        let flags = Settings {
-            gpus: Some(2),
-            ..Settings::default()
-        };
-        let config = flags.over(Settings::read(&path).unwrap()).finish().unwrap();
-        assert_eq!(config.node, "n1");
-        assert_eq!(config.gpus, Some(2));
-        assert_eq!(config.data_dir, dir.path().join("data"));
-        assert_eq!(config.tls_dir, dir.path().join("tls"));
-        assert_eq!(config.schedulers, ["a:1", "b:2"]);
-        assert_eq!(config.spool_keep_bytes, 1 << 30);
-    }
-
-    #[test]
-    fn schedulers_are_required() {
-        let message = Settings::default().finish().unwrap_err().to_string();
-        assert!(message.starts_with("schedulers: none given"), "{message}");
-    }
-
-    #[test]
-    fn a_missing_file_says_so() {
-        let error = Settings::read(Path::new("/nowhere/agent.toml")).unwrap_err();
-        assert!(
-            error
-                .to_string()
-                .starts_with("/nowhere/agent.toml: cannot read: ")
-        );
-    }
-}
+mod tests;

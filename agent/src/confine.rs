@@ -98,6 +98,24 @@ impl TaskUser {
         }
     }
 
+    /// The users besides the default one that a cluster may choose for its tasks.
+    ///
+    /// # Errors
+    /// One does not exist, the agent may not become it, or it is root: tasks run as root only where the workspace
+    /// allows it.
+    pub fn resolve_further(task_users: &[String]) -> Result<Vec<Self>, ConfineError> {
+        task_users
+            .iter()
+            .map(|name| {
+                let user = Self::resolve(Some(name))?;
+                if user.credentials.is_root() && Uid::effective().is_root() {
+                    return Err(ConfineError::Root(name.clone()));
+                }
+                Ok(user)
+            })
+            .collect()
+    }
+
     /// Root if the agent is root, else the agent's own user: for jobs of workspaces that allow root.
     ///
     /// # Errors
@@ -242,6 +260,11 @@ pub enum ConfineError {
         /// The agent's.
         own: String,
     },
+    /// Root is no user to choose.
+    #[error(
+        "task_users: `{0}` is root; tasks run as root only where the workspace allows it (allowRoot), so leave it out"
+    )]
+    Root(String),
     /// The user database cannot be read.
     #[error("cannot read the user database of this host: {0}")]
     Database(nix::Error),

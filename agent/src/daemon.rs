@@ -132,6 +132,7 @@ pub fn check(config: &Config) -> Result<Identity, DaemonError> {
         }
     }
     TaskUser::resolve(config.task_user.as_deref())?;
+    TaskUser::resolve_further(&config.task_users)?;
     Ok(identity)
 }
 
@@ -151,6 +152,15 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         Some(address) => address.clone(),
         None => inventory::default_address(),
     };
+    let facts = Facts {
+        interface: inventory::interface_of(&address),
+        task_user: TaskUser::resolve(config.task_user.as_deref())?,
+        further_users: TaskUser::resolve_further(&config.task_users)?,
+        root_user: TaskUser::root_or_self()?,
+        default_python: launch::default_python(&config.path),
+        path: config.path.clone(),
+        rendezvous_port: 0,
+    };
     let collected = inventory::collect(
         &helper,
         &inventory::Options {
@@ -158,20 +168,14 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             gpus: config.gpus,
             node_class: config.node_class.clone(),
             confinement: confinement.name(),
+            image: config.image.clone(),
+            task_users: facts.user_names(),
+            can_export: false,
         },
     )
     .await;
     forget_other_boot(&dirs, &collected.boot_id, &lease_file).map_err(data(&dirs.data))?;
-
     let board = Board::default();
-    let facts = Facts {
-        interface: inventory::interface_of(&address),
-        task_user: TaskUser::resolve(config.task_user.as_deref())?,
-        root_user: TaskUser::root_or_self()?,
-        default_python: launch::default_python(&config.path),
-        path: config.path.clone(),
-        rendezvous_port: 0,
-    };
     info!(
         user = facts.task_user.name,
         confinement = confinement.name(),
@@ -182,6 +186,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         deadline: SHARE_MAX.min(config.mount_deadline),
     };
     let host = Arc::new(Host {
+        node: config.node.clone(),
         lease_file: dirs.lease_file(),
         dirs,
         facts,
@@ -239,8 +244,8 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             agent_version: env!("CARGO_PKG_VERSION").to_owned(),
             boot_id: collected.boot_id,
             node_class: collected.node_class,
+            node_class_is_set: config.node_class.is_some(),
             observed: None,
-            ..Hello::default()
         },
         board,
         events: event_sender,

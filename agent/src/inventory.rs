@@ -4,12 +4,14 @@
 //! loaded in a helper process: it can hang with a broken driver, and its memory is not the agent's. Must never fail: a
 //! node without GPUs, or with a driver that hangs, is still a node.
 
+pub mod image;
+
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 
 use nix::ifaddrs::getifaddrs;
 use serde::{Deserialize, Serialize};
 use sysinfo::{CpuRefreshKind, MemoryRefreshKind, RefreshKind, System};
-use trainyard_proto::v1::{Gpu, GpuSource, Inventory};
+use trainyard_proto::v1::{Gpu, GpuSource, ImageReference, Inventory};
 
 use crate::helper::{Failure, Helper, HelperError, Request};
 
@@ -24,6 +26,12 @@ pub struct Options<'a> {
     pub node_class: Option<String>,
     /// See [`crate::confine::Confinement::name`].
     pub confinement: &'a str,
+    /// The system as an image; by default that of /etc/os-release.
+    pub image: Option<ImageReference>,
+    /// Users that tasks may run as; the first is the default.
+    pub task_users: Vec<String>,
+    /// Whether the agent can export directories.
+    pub can_export: bool,
 }
 
 /// What was found.
@@ -75,7 +83,15 @@ pub async fn collect(helper: &Helper, options: &Options<'_>) -> Collected {
         os: machine.os,
         kernel: machine.kernel,
         confinement: options.confinement.to_owned(),
-        ..Inventory::default()
+        image: options.image.clone().or_else(|| {
+            let text = std::fs::read_to_string("/etc/os-release").unwrap_or_default();
+            image::of_os_release(&text)
+        }),
+        task_users: options.task_users.clone(),
+        mac: interface_of(&options.address)
+            .and_then(|interface| hardware_address(&interface))
+            .unwrap_or_default(),
+        can_export: options.can_export,
     };
     Collected {
         inventory,
@@ -110,6 +126,18 @@ pub fn interface_of(address: &str) -> Option<String> {
         };
         wanted.contains(&ip).then_some(interface.interface_name)
     })
+}
+
+/// Hardware address of an interface, as Wake-on-LAN needs it; none for one that has none, such as the loopback.
+#[must_use]
+pub fn hardware_address(interface: &str) -> Option<String> {
+    let of_interface = getifaddrs()
+        .ok()?
+        .filter(|entry| entry.interface_name == interface);
+    of_interface
+        .filter_map(|entry| entry.address?.as_link_addr()?.addr())
+        .find(|bytes| bytes.iter().any(|byte| *byte != 0))
+        .map(|bytes| bytes.map(|byte| format!("{byte:02x}")).join(":"))
 }
 
 /// The address that this host uses towards others: that of the default route, else the loopback address.
@@ -253,6 +281,15 @@ mod tests {
     fn the_loopback_interface_holds_the_loopback_address() {
         assert_eq!(interface_of("127.0.0.1").as_deref(), Some("lo"));
         assert_eq!(interface_of("192.0.2.1"), None);
+    }
+
+    #[test]
+    fn the_loopback_interface_has_no_hardware_address_and_others_have_six_bytes() {
+        assert_eq!(hardware_address("lo"), None);
+        let others = getifaddrs().unwrap().map(|entry| entry.interface_name);
+        for mac in others.filter_map(|name| hardware_address(&name)) {
+            assert_eq!(mac.split(':').count(), 6, "{mac}");
+        }
     }
 
     #[test]

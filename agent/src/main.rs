@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
-use trainyard_agent::config::{Config, ConfigError, Settings};
+use trainyard_agent::config::{Config, ConfigError, FileServerSettings, Settings};
 use trainyard_agent::daemon;
 use trainyard_shared::telemetry;
 
@@ -69,6 +69,21 @@ struct Options {
     /// User that tasks run as. Default: `trainyard`, or `nobody`.
     #[arg(long, env = "TRAINYARD_AGENT_TASK_USER", value_name = "NAME")]
     task_user: Option<String>,
+    /// A further user that clusters may choose to run their tasks as; give several.
+    #[arg(
+        long = "also-task-user",
+        env = "TRAINYARD_AGENT_TASK_USERS",
+        value_name = "NAME",
+        value_delimiter = ','
+    )]
+    task_users: Vec<String>,
+    /// The system as an image, for clusters that demand one. Default: made from /etc/os-release.
+    #[arg(
+        long,
+        env = "TRAINYARD_AGENT_IMAGE",
+        value_name = "PUBLISHER:OFFER:SKU[:VERSION]"
+    )]
+    image: Option<String>,
     /// Longest that one mount may take.
     #[arg(long, env = "TRAINYARD_AGENT_MOUNT_DEADLINE_S", value_name = "SECONDS")]
     mount_deadline_s: Option<u64>,
@@ -163,6 +178,10 @@ impl Options {
             gpus: self.gpus,
             node_class: self.node_class,
             task_user: self.task_user,
+            // What follows from other software on the host belongs into its file.
+            task_users: self.task_users,
+            image: self.image,
+            file_server: FileServerSettings::default(),
             mount_deadline_s: self.mount_deadline_s,
             path: self.path,
             spool_keep_mib: self.spool_keep_mib,

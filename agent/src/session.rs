@@ -18,7 +18,7 @@ use tonic::{Code, Status};
 use tracing::{debug, info, warn};
 use trainyard_proto::v1::agent_service_client::AgentServiceClient;
 use trainyard_proto::v1::{
-    AgentMessage, Desired, Heartbeat, Hello, Observed, SchedulerMessage, Welcome, agent_message,
+    AgentMessage, Desired, Heartbeat, Hello, SchedulerMessage, Welcome, agent_message,
     scheduler_message,
 };
 
@@ -177,11 +177,7 @@ async fn attempt(
     let mut changes = context.board.changes();
     changes.mark_unchanged();
     let mut hello = context.hello.clone();
-    hello.observed = Some(Observed {
-        sequence: 1,
-        attempts: context.board.observed(),
-        ..Observed::default()
-    });
+    hello.observed = Some(context.board.view(1));
     let hello_sent_ns = clock::boottime_ns();
     if outgoing
         .try_send(message(agent_message::Kind::Hello(hello)))
@@ -350,11 +346,7 @@ impl Session<'_> {
 
     async fn report(&mut self) -> Result<(), Ended> {
         self.observed += 1;
-        let observed = Observed {
-            sequence: self.observed,
-            attempts: self.context.board.observed(),
-            ..Observed::default()
-        };
+        let observed = self.context.board.view(self.observed);
         self.send(agent_message::Kind::Observed(observed)).await
     }
 

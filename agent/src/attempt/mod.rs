@@ -39,6 +39,8 @@ use mounts::ClusterMounts;
 /// What all attempts of the node share.
 #[derive(Debug)]
 pub struct Host {
+    /// Name of the node, without `nodes/`.
+    pub node: String,
     /// The agent's directories.
     pub dirs: Dirs,
     /// What the node knows.
@@ -157,11 +159,10 @@ pub fn show(host: &Host, assignment: &Assignment, found: Option<&Progress>, repo
 
 /// The user of a job.
 fn user<'a>(host: &'a Host, assignment: &Assignment) -> &'a crate::confine::TaskUser {
-    if assignment.run_as_root {
-        &host.facts.root_user
-    } else {
-        &host.facts.task_user
-    }
+    // An attempt whose user this node does not allow fails before it touches anything.
+    host.facts
+        .user_of(assignment)
+        .unwrap_or(&host.facts.task_user)
 }
 
 fn cleaned_phase() -> &'static str {

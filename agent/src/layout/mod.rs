@@ -10,7 +10,7 @@
 //! DATA/jobs/UID12-N/                   scratch of an attempt           $AZ_BATCHAI_JOB_TEMP
 //! DATA/jobs/UID12-N/mounts/...         volumes of the job              $AZ_BATCHAI_JOB_MOUNT_ROOT
 //! DATA/jobs/UID12-N/shared             directory or link to the next   $AZ_BATCHAI_SHARED_JOB_TEMP
-//! PREFIX/SEGMENT/shared/               the same, common to all nodes
+//! PREFIX/SEGMENT/shared[-N]/           the same, common to all nodes; N from the second attempt on
 //! DATA/attempts/UID-N/tasks/NAME/      pid file and exit record of a task
 //! DATA/spool/UID-N/                    local copy of the stdouterr files
 //! PREFIX/SEGMENT/stdouterr/            the same on the job's volume
@@ -21,8 +21,9 @@
 //!
 //! The shared directory lies beside stdouterr where a job of several nodes keeps that on a volume, and in the scratch
 //! directory otherwise. The scratch directory is removed with the attempt. What lies on a volume stays, for whoever owns
-//! the volume to remove: no node knows whether another still uses it, and the next attempt finds it again. That holds
-//! for a host path too, since the agent cannot tell a disk of the node from a share that the host has mounted.
+//! the volume to remove: no node knows whether another still uses it. That holds for a host path too, since the agent
+//! cannot tell a disk of the node from a share that the host has mounted. The next attempt has a directory of its own: a
+//! file by which the ranks of this one found each other would mislead it.
 
 mod dirs;
 mod paths;
@@ -49,6 +50,8 @@ pub struct Facts {
     pub interface: Option<String>,
     /// User of tasks.
     pub task_user: TaskUser,
+    /// Users besides `task_user` that a cluster may choose.
+    pub further_users: Vec<TaskUser>,
     /// User of tasks where the workspace allows root.
     pub root_user: TaskUser,
     /// `PATH` of tasks.
@@ -57,6 +60,46 @@ pub struct Facts {
     pub default_python: String,
     /// Port for the rendezvous where the assignment names none (an attempt of one node).
     pub rendezvous_port: u16,
+}
+
+impl Facts {
+    /// The user of an attempt's tasks.
+    ///
+    /// # Errors
+    /// The cluster chose one that this node's agent does not allow.
+    pub fn user_of(&self, assignment: &Assignment) -> Result<&TaskUser, LayoutError> {
+        if assignment.run_as_root {
+            return Ok(&self.root_user);
+        }
+        let wanted = assignment.task_user.as_str();
+        if wanted.is_empty() {
+            return Ok(&self.task_user);
+        }
+        std::iter::once(&self.task_user)
+            .chain(&self.further_users)
+            .find(|user| user.name == wanted)
+            .ok_or_else(|| {
+                LayoutError::new(
+                    "userAccountSettings.adminUserName",
+                    format!(
+                        "this node's agent does not run tasks as `{wanted}`; add it to task_users of its agent.toml, or \
+                         name another user for the cluster"
+                    ),
+                )
+            })
+    }
+
+    /// Names of the users that tasks may run as, the default first.
+    #[must_use]
+    pub fn user_names(&self) -> Vec<String> {
+        let mut names = vec![self.task_user.name.clone()];
+        for user in &self.further_users {
+            if !names.contains(&user.name) {
+                names.push(user.name.clone());
+            }
+        }
+        names
+    }
 }
 
 /// A directory of the job's, with its path.
@@ -162,11 +205,7 @@ impl Layout {
         let mount_root = dirs.mounts().join(&workspace).join(&cluster);
         let short: String = uid.chars().filter(|c| *c != '-').take(12).collect();
         let job_root = dirs.jobs().join(format!("{short}-{attempt}"));
-        let user = if assignment.run_as_root {
-            &facts.root_user
-        } else {
-            &facts.task_user
-        };
+        let user = facts.user_of(assignment)?;
         let mut layout = Self {
             node: node_name,
             node_index,
@@ -224,7 +263,12 @@ impl Layout {
         )?;
         self.stdouterr_dir = prefix.join(&segment).join("stdouterr");
         if self.several_nodes && self.volume_of(&prefix).is_some() {
-            self.shared_target = Some(prefix.join(&segment).join("shared"));
+            // Of this attempt alone: a file by which ranks find each other must not be taken for that of the next.
+            let name = match self.attempt {
+                0 | 1 => "shared".to_owned(),
+                attempt => format!("shared-{attempt}"),
+            };
+            self.shared_target = Some(prefix.join(&segment).join(name));
         }
         let mut found = vec![(
             "AZ_BATCHAI_STDOUTERR_DIR".to_owned(),

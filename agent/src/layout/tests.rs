@@ -72,6 +72,7 @@ pub(crate) fn facts() -> Facts {
     Facts {
         interface: Some("eth0".into()),
         task_user: user("trainyard", 990),
+        further_users: Vec::new(),
         root_user: user("root", 0),
         path: "/usr/bin:/bin".into(),
         default_python: "python3".into(),
@@ -331,6 +332,7 @@ fn local_directories_can_be_made_twice_and_keep_their_modes() {
     let own = TaskUser::root_or_self().unwrap();
     let facts = Facts {
         task_user: own.clone(),
+        further_users: Vec::new(),
         root_user: own,
         ..facts()
     };

@@ -144,10 +144,12 @@ pub(crate) fn host(place: &Place) -> Host {
     // Tests may run as root: the job's user is the one who runs the test, unless a test says otherwise.
     let user = TaskUser::root_or_self().unwrap();
     Host {
+        node: "n1".to_owned(),
         lease_file: dirs.lease_file(),
         facts: Facts {
             interface: None,
             task_user: user.clone(),
+            further_users: Vec::new(),
             root_user: user,
             path: "/usr/local/bin:/usr/bin:/bin".to_owned(),
             default_python: "python3".to_owned(),

@@ -69,6 +69,7 @@ async fn run(make: impl Fn(&Path) -> JobSpec) -> Vec<String> {
     let facts = Facts {
         interface: Some("lo".into()),
         task_user: own.clone(),
+        further_users: Vec::new(),
         root_user: own,
         path: "/usr/bin:/bin".into(),
         default_python: PYTHON.into(),

@@ -123,11 +123,6 @@ macro_rules! name_type {
             fn shape_error(given: &str) -> NameError {
                 NameError::Shape { kind: $kind, given: shorten(given), pattern: $pattern }
             }
-
-            /// The last segment.
-            fn last(&self) -> &str {
-                self.0.rsplit_once('/').map_or(self.0.as_str(), |(_, id)| id)
-            }
         }
 
         impl fmt::Display for $type {
@@ -212,7 +207,7 @@ impl WorkspaceName {
     /// The last segment.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.last()
+        last_segment(&self.0)
     }
 }
 
@@ -247,7 +242,7 @@ macro_rules! child_of_workspace {
             /// The last segment.
             #[must_use]
             pub fn id(&self) -> &str {
-                self.last()
+                last_segment(&self.0)
             }
 
             /// The workspace that holds it.
@@ -289,7 +284,7 @@ impl JobName {
     /// The last segment.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.last()
+        last_segment(&self.0)
     }
 
     /// The workspace that holds the experiment.
@@ -334,7 +329,7 @@ impl NodeName {
     /// The last segment.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.last()
+        last_segment(&self.0)
     }
 }
 
@@ -357,7 +352,7 @@ impl NodeClassName {
     /// The last segment.
     #[must_use]
     pub fn id(&self) -> &str {
-        self.last()
+        last_segment(&self.0)
     }
 }
 
@@ -421,7 +416,7 @@ impl MemberName {
     #[must_use]
     pub fn id(&self) -> u64 {
         // The constructors take a number and nothing else.
-        self.last().parse().unwrap_or_default()
+        last_segment(&self.0).parse().unwrap_or_default()
     }
 }
 
@@ -436,6 +431,11 @@ impl FromStr for MemberName {
             _ => Err(id_error("member", id, MEMBER_ID_RULE)),
         }
     }
+}
+
+/// What stands behind the last `/`.
+fn last_segment(name: &str) -> &str {
+    name.rsplit_once('/').map_or(name, |(_, id)| id)
 }
 
 /// The first `count` segments of a name that has at least that many.

@@ -4,6 +4,7 @@
 //! nothing gets past the command that the scheduler would refuse. Everything wrong is reported, not only the first.
 //! This module must never look at other resources: whether the cluster exists or a share is bound is for the state.
 
+mod administration;
 mod checks;
 mod job;
 mod mounts;
@@ -12,6 +13,7 @@ mod toolkits;
 
 use std::fmt;
 
+pub use administration::{node_class, quota};
 pub use job::job;
 pub use resources::{cluster, file_server, workspace};
 

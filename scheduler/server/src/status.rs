@@ -21,6 +21,9 @@ pub const LEADER_METADATA: &str = "trainyard-leader";
 /// This member does not lead, and the request needs the leader.
 pub const NOT_LEADER: &str = "NOT_LEADER";
 
+/// The changes that a watch asks for are forgotten: the client lists again.
+pub const REVISION_TOO_OLD: &str = "REVISION_TOO_OLD";
+
 /// What `core` refused.
 pub fn refusal(refusal: &Refusal) -> Status {
     let (code, reason) = match refusal.kind {
@@ -123,6 +126,13 @@ pub fn exhausted(message: impl Into<String>) -> Status {
         message,
         reasoned("RESOURCE_EXHAUSTED"),
     )
+}
+
+/// A position that is not known here any more; `oldest` is the first that is.
+pub fn out_of_range(message: impl Into<String>, oldest: u64) -> Status {
+    let facts = HashMap::from([("oldest_revision".to_owned(), oldest.to_string())]);
+    let details = ErrorDetails::with_error_info(REVISION_TOO_OLD, DOMAIN, facts);
+    Status::with_error_details(Code::OutOfRange, message, details)
 }
 
 /// A defect of the daemon. The text is for its log and a bug report.

@@ -6,7 +6,7 @@ use trainyard_proto::v1::{Attempt, AttemptNode, AttemptNodePhase, AttemptPhase, 
 
 use super::{STDOUTERR, Wanted};
 use crate::status;
-use crate::watch::has_ended;
+use crate::watch::job::has_ended;
 
 /// Where a file is.
 #[derive(Debug)]

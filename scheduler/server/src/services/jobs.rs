@@ -39,7 +39,7 @@ impl JobService for Jobs {
         Err(Status::unimplemented("not answered here"))
     }
 
-    type WatchJobStream = watch::JobStream;
+    type WatchJobStream = watch::job::JobStream;
     type StreamLogsStream = logs::LogStream;
 
     async fn create_job(
@@ -160,7 +160,7 @@ impl JobService for Jobs {
         self.0.catch_up(request.metadata()).await?;
         let request = request.into_inner();
         let _: JobName = name("name", &request.name)?;
-        watch::start(Arc::clone(&self.0), leadership, &request.name).map(Response::new)
+        watch::job::start(Arc::clone(&self.0), leadership, &request.name).map(Response::new)
     }
 
     async fn list_job_files(

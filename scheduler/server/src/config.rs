@@ -5,6 +5,7 @@
 //! wrongly: an unknown key is an error.
 
 mod mistakes;
+mod power;
 
 use std::path::{Path, PathBuf};
 
@@ -12,6 +13,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use mistakes::{explain, position};
+pub use power::{PowerConfig, Wake};
 
 /// What one member is told when it starts.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,6 +34,12 @@ pub struct Config {
     pub raft: RaftConfig,
     /// Milliseconds between SIGTERM and SIGKILL when tasks are ended.
     pub stop_grace_ms: u64,
+    /// Directory for what retention removes; made when it is needed.
+    pub export_dir: PathBuf,
+    /// Days for which records of usage are kept.
+    pub usage_retention_days: u32,
+    /// How hosts are switched on and off; `None`: they are not.
+    pub power: Option<PowerConfig>,
 }
 
 /// One member of the replication group.
@@ -149,6 +157,9 @@ struct File {
     lease: Option<Spanned<LeaseConfig>>,
     raft: Option<Spanned<RaftConfig>>,
     stop_grace_ms: Option<Spanned<u64>>,
+    export_dir: Option<PathBuf>,
+    usage_retention_days: Option<Spanned<u32>>,
+    power: Option<Spanned<power::FilePower>>,
 }
 
 #[derive(Debug, Deserialize)]
@@ -235,18 +246,37 @@ impl Config {
                 ));
             }
         };
+        let usage_retention_days = match &file.usage_retention_days {
+            None => 400,
+            Some(days) if (1..=36_500).contains(days.get_ref()) => *days.get_ref(),
+            Some(days) => {
+                return Err(at(
+                    days.span().start,
+                    "usage_retention_days: must be between 1 and 36500 (a hundred years)".into(),
+                ));
+            }
+        };
+        let power = power::check(file.power.as_ref(), &at)?;
         let base = path.parent().unwrap_or_else(|| Path::new(""));
         let below =
             |flag: &Option<PathBuf>, own: &Path| flag.clone().unwrap_or_else(|| base.join(own));
+        let data_dir = below(&overrides.data_dir, &file.data_dir);
+        let export_dir = match &file.export_dir {
+            Some(dir) => base.join(dir),
+            None => data_dir.join("exports"),
+        };
         Ok(Self {
             member_id: *file.member_id.get_ref(),
             listen,
-            data_dir: below(&overrides.data_dir, &file.data_dir),
+            data_dir,
             tls_dir: below(&overrides.tls_dir, &file.tls_dir),
             members,
             lease,
             raft,
             stop_grace_ms,
+            export_dir,
+            usage_retention_days,
+            power,
         })
     }
 

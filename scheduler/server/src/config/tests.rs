@@ -142,3 +142,84 @@ fn addresses() {
         assert!(check_address(bad).is_err(), "{bad}");
     }
 }
+
+#[test]
+fn exports_lie_in_the_data_directory_unless_told_otherwise() {
+    let config = parse(GOOD).unwrap();
+    assert_eq!(config.export_dir, Path::new("/etc/ty/state/exports"));
+    assert_eq!((config.usage_retention_days, config.power), (400, None));
+    let text = format!("export_dir = \"kept\"\nusage_retention_days = 30\n{GOOD}");
+    let config = parse(&text).unwrap();
+    assert_eq!(config.export_dir, Path::new("/etc/ty/kept"));
+    assert_eq!(config.usage_retention_days, 30);
+    let error = parse(&format!("usage_retention_days = 0\n{GOOD}")).unwrap_err();
+    assert!(
+        error.contains(":1:24: usage_retention_days: must be"),
+        "{error}"
+    );
+}
+
+#[test]
+fn power_is_taken_by_command_or_by_lan() {
+    let config = parse(&format!(
+        "{GOOD}[power]\nwake_command = [\"/bin/on\", \"-x\"]\nstop_command = [\"/bin/off\"]\nstop_after_idle_s = 900\n\
+         wake_deadline_s = 60\n"
+    ));
+    let power = config.unwrap().power.unwrap();
+    assert_eq!(
+        power.wake,
+        Wake::Command(vec!["/bin/on".into(), "-x".into()])
+    );
+    assert_eq!(power.stop_command, Some(vec!["/bin/off".into()]));
+    assert_eq!(power.stop_after_idle.unwrap().as_secs(), 900);
+    assert_eq!(power.wake_deadline.as_secs(), 60);
+    let lan = parse(&format!("{GOOD}[power]\nwake_on_lan = true\n")).unwrap();
+    assert_eq!(
+        lan.power.unwrap().wake,
+        Wake::OnLan("255.255.255.255:9".into())
+    );
+}
+
+#[test]
+fn mistakes_of_power_are_named_with_their_place() {
+    let on = "wake_on_lan = true\n";
+    let cases = [
+        ("".to_owned(), "power: says not how a host is switched on"),
+        (
+            "wake_command = []\n".into(),
+            ":16:16: power.wake_command: must begin with the absolute path",
+        ),
+        (
+            "wake_command = [\"on\"]\n".into(),
+            ":16:16: power.wake_command: must begin with the absolute path",
+        ),
+        (
+            format!("wake_command = [\"/on\"]\n{on}"),
+            ":17:15: power.wake_on_lan: there is a wake_command already",
+        ),
+        (
+            format!("{on}wake_on_lan_address = \"here\"\n"),
+            ":17:23: power.wake_on_lan_address: \"here\" is not HOST:PORT",
+        ),
+        (
+            format!("{on}stop_after_idle_s = 900\n"),
+            ":17:21: power.stop_after_idle_s: needs power.stop_command",
+        ),
+        (
+            format!("{on}stop_command = [\"/off\"]\n"),
+            "power.stop_command: is never run without",
+        ),
+        (
+            format!("{on}wake_deadline_s = 0\n"),
+            ":17:19: power.wake_deadline_s: must be between 1 and 86400",
+        ),
+        (
+            format!("{on}wake_comand = [\"/on\"]\n"),
+            ":17:1: wake_comand: there is no such key; did you mean `wake_command`?",
+        ),
+    ];
+    for (section, expected) in cases {
+        let error = parse(&format!("{GOOD}[power]\n{section}")).unwrap_err();
+        assert!(error.contains(expected), "{section}: {error}");
+    }
+}

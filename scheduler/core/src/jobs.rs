@@ -13,6 +13,7 @@ use std::sync::Arc;
 use prost::Message;
 use trainyard_proto::v1::{AttemptPhase, Job};
 
+use crate::lists::is_empty;
 use crate::state::is_ended;
 
 /// Order of creation: index of the log, then place in the array (members of an array share the index).
@@ -139,14 +140,7 @@ impl JobTable {
         from: Bound<&str>,
         to: Bound<&str>,
     ) -> impl DoubleEndedIterator<Item = &Arc<str>> {
-        let empty = match (from, to) {
-            (Bound::Included(a), Bound::Included(b)) => a > b,
-            (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => {
-                a >= b
-            }
-            _ => false,
-        };
-        (!empty)
+        (!is_empty(from, to))
             .then(|| self.by_name.range::<str, _>((from, to)))
             .into_iter()
             .flatten()
@@ -159,14 +153,7 @@ impl JobTable {
         from: Bound<OrderKey>,
         to: Bound<OrderKey>,
     ) -> impl DoubleEndedIterator<Item = (&OrderKey, &Arc<str>)> {
-        let empty = match (from, to) {
-            (Bound::Included(a), Bound::Included(b)) => a > b,
-            (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => {
-                a >= b
-            }
-            _ => false,
-        };
-        (!empty)
+        (!is_empty(from, to))
             .then(|| self.by_order.range((from, to)))
             .into_iter()
             .flatten()

@@ -17,8 +17,10 @@ mod attempt;
 mod capacity;
 mod desired;
 mod explain;
+pub mod filter;
 mod jobs;
 pub mod lease;
+mod lists;
 mod outcome;
 pub mod placement;
 mod query;
@@ -28,6 +30,7 @@ mod snapshot;
 mod state;
 mod usage;
 
+pub use lists::{ClustersQuery, JobsQuery, ListCursor, Listed, NodesQuery};
 pub use outcome::{Change, Outcome, Refusal, RefusalKind, Reply};
 pub use snapshot::SnapshotError;
 pub use state::State;

@@ -12,6 +12,7 @@ use trainyard_proto::v1::{
 };
 
 use crate::attempt::phase_of;
+use crate::lists::{JobsQuery, ListCursor};
 use crate::state::State;
 
 /// `maxWallClockTime` where the job names none: Batch AI's seven days.
@@ -83,33 +84,15 @@ impl State {
 
     /// A page of the jobs of `workspaces/{w}/experiments/{e}`; `-` stands for any.
     pub fn jobs(&self, parent: &str, after: &str, limit: usize) -> Vec<Job> {
-        let (prefix, filter) = match parent.split_once("/experiments/") {
-            Some((workspace, "-")) if workspace != "workspaces/-" => {
-                (format!("{workspace}/experiments/"), None)
-            }
-            Some(("workspaces/-", "-")) => (String::new(), None),
-            Some(("workspaces/-", experiment)) => (
-                String::new(),
-                Some(format!("/experiments/{experiment}/jobs/")),
-            ),
-            Some(_) | None => (format!("{parent}/jobs/"), None),
+        let query = JobsQuery {
+            parent: parent.to_owned(),
+            ..JobsQuery::default()
         };
-        let from = if after > prefix.as_str() {
-            Bound::Excluded(after)
-        } else {
-            Bound::Included(prefix.as_str())
+        let after = ListCursor {
+            name: after.to_owned(),
+            ..ListCursor::default()
         };
-        self.jobs
-            .range(from, Bound::Unbounded)
-            .take_while(|name| name.starts_with(&prefix))
-            .filter(|name| {
-                filter
-                    .as_ref()
-                    .is_none_or(|part| name.contains(part.as_str()))
-            })
-            .take(limit)
-            .filter_map(|name| Some(self.jobs.get(name)?.into_owned()))
-            .collect()
+        self.list_jobs(&query, &after, limit, usize::MAX).items
     }
 
     /// One node, with the attempts that hold a part of it.

@@ -199,14 +199,18 @@ impl Confinement {
     /// Group of one task; the shim makes and removes it.
     #[must_use]
     pub fn task_group(&self, layout: &Layout, task: &str) -> Option<PathBuf> {
+        // With the node: several agents of one host (a trial cluster) share the base.
+        self.group(&format!(
+            "{}.{}-{}.{task}",
+            layout.node, layout.uid, layout.attempt
+        ))
+    }
+
+    /// Group of a name, which must be fit for a file name and unique on the host.
+    #[must_use]
+    pub fn group(&self, name: &str) -> Option<PathBuf> {
         match self {
-            Self::CgroupV2 { base } => {
-                // With the node: several agents of one host (a trial cluster) share the base.
-                Some(base.join(format!(
-                    "{}.{}-{}.{task}",
-                    layout.node, layout.uid, layout.attempt
-                )))
-            }
+            Self::CgroupV2 { base } => Some(base.join(name)),
             Self::ProcessGroup => None,
         }
     }

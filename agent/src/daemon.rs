@@ -31,6 +31,7 @@ use crate::layout::{Dirs, Facts};
 use crate::lease::{Lease, LeaseFile};
 use crate::leftovers;
 use crate::session::{self, Context, TermFile};
+use crate::setup::{self, Setup};
 use crate::share::ShareProgram;
 use crate::supervisor::Supervisor;
 use crate::{inventory, record};
@@ -202,8 +203,15 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         warn!(dir = %dir.display(), %error, "not the record of an attempt; ending what it left");
         leftovers::discard(&dir).await;
     }
-    leftovers::sweep(&host, &scan.found).await;
-    let supervisor = Supervisor::new(Arc::clone(&host), scan.found, config.spool_keep_bytes);
+    let set_up = found_set_up(&host).await;
+    leftovers::sweep(&host, &scan.found, set_up.as_ref()).await;
+    let setup = Setup::start(&host, set_up);
+    let supervisor = Supervisor::new(
+        Arc::clone(&host),
+        scan.found,
+        config.spool_keep_bytes,
+        setup,
+    );
 
     let listener = TcpListener::bind(config.listen)
         .await
@@ -273,6 +281,20 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     session.abort();
     info!("stopping; tasks run on under their supervisors");
     Ok(())
+}
+
+/// The set-up that an earlier life recorded. A damaged record is dropped with what it left running; its volumes are
+/// unmounted as ones that nobody uses.
+async fn found_set_up(host: &Host) -> Option<setup::record::Record> {
+    let dir = host.dirs.setup();
+    match setup::record::read(&dir) {
+        Ok(found) => found,
+        Err(error) => {
+            warn!(dir = %dir.display(), %error, "not the record of a set-up; ending what it left");
+            setup::discard(&dir).await;
+            None
+        }
+    }
 }
 
 fn absolute(dir: &Path) -> Result<PathBuf, DaemonError> {

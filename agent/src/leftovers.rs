@@ -12,6 +12,7 @@ use tracing::warn;
 use crate::attempt::Host;
 use crate::layout::Layout;
 use crate::record::Found;
+use crate::setup;
 use crate::shim::{self, Adopted};
 use crate::volumes;
 
@@ -22,12 +23,8 @@ const KILL_MAX: Duration = Duration::from_secs(10);
 pub async fn discard(dir: &Path) {
     if let Ok(tasks) = std::fs::read_dir(dir.join("tasks")) {
         for task in tasks.flatten() {
-            if let Ok(Adopted::Running(mut handle)) = shim::adopt(&task.path()).await {
-                handle.kill();
-                if tokio::time::timeout(KILL_MAX, handle.wait()).await.is_err() {
-                    warn!(task = %task.path().display(), "a leftover task does not end");
-                    return;
-                }
+            if !kill(&task.path()).await {
+                return;
             }
         }
     }
@@ -41,8 +38,20 @@ pub async fn discard(dir: &Path) {
     }
 }
 
-/// Unmounts and removes scratch directories and cluster volumes that belong to no attempt.
-pub async fn sweep(host: &Host, found: &[Found]) {
+/// Kills the task of a directory, if it runs. Returns whether it is gone.
+pub async fn kill(task: &Path) -> bool {
+    if let Ok(Adopted::Running(mut handle)) = shim::adopt(task).await {
+        handle.kill();
+        if tokio::time::timeout(KILL_MAX, handle.wait()).await.is_err() {
+            warn!(task = %task.display(), "a leftover task does not end");
+            return false;
+        }
+    }
+    true
+}
+
+/// Unmounts and removes scratch directories and cluster volumes that belong to no attempt and to no set-up.
+pub async fn sweep(host: &Host, found: &[Found], set_up: Option<&setup::record::Record>) {
     let mut known: BTreeSet<PathBuf> = BTreeSet::new();
     for found in found.iter().filter(|found| !found.is_cleaned()) {
         if let Ok(layout) = Layout::new(&host.dirs, &found.assignment, &host.facts) {
@@ -50,6 +59,10 @@ pub async fn sweep(host: &Host, found: &[Found]) {
             let mounts = layout.cluster_mounts(&found.assignment);
             known.extend(mounts.into_iter().map(|mount| mount.target));
         }
+    }
+    if let Some(record) = set_up {
+        let mounts = setup::mounts(host, record);
+        known.extend(mounts.into_iter().map(|mount| mount.target));
     }
     let mounted = match volumes::mounts_below(&host.dirs.data) {
         Ok(mounted) => mounted,

@@ -26,6 +26,7 @@ pub mod reconcile;
 pub mod record;
 pub mod retention;
 pub mod session;
+pub mod setup;
 pub mod share;
 pub mod shim;
 pub mod supervisor;

@@ -21,6 +21,7 @@ use crate::reconcile::{Action, AttemptKey, Held, Holding, Node, reconcile};
 use crate::record::Found;
 use crate::retention::{self, Ended};
 use crate::session::Event;
+use crate::setup::Setup;
 
 /// Runs attempts.
 pub struct Supervisor {
@@ -31,6 +32,7 @@ pub struct Supervisor {
     /// Revision of the newest view of this session.
     revision: u64,
     spool_keep_bytes: u64,
+    setup: Setup,
 }
 
 /// An attempt that the node holds.
@@ -71,7 +73,12 @@ impl Slot {
 impl Supervisor {
     /// Takes stock of what was found on the disk; nothing is touched before a session brings a view.
     #[must_use]
-    pub fn new(host: Arc<Host>, found: Vec<Found>, spool_keep_bytes: u64) -> Supervisor {
+    pub fn new(
+        host: Arc<Host>,
+        found: Vec<Found>,
+        spool_keep_bytes: u64,
+        setup: Setup,
+    ) -> Supervisor {
         let mut supervisor = Supervisor {
             host,
             slots: BTreeMap::new(),
@@ -79,6 +86,7 @@ impl Supervisor {
             desired: None,
             revision: 0,
             spool_keep_bytes,
+            setup,
         };
         for found in found {
             let key = AttemptKey::of(&found.assignment);
@@ -159,6 +167,7 @@ impl Supervisor {
             return false;
         }
         self.revision = desired.revision;
+        self.setup.tell(desired.setup.as_ref());
         self.desired = Some(desired);
         true
     }

@@ -1,4 +1,4 @@
-//! The execution log of an attempt: one line per step, with its time.
+//! The execution log of an attempt or of a set-up: one line per step, with its time.
 //!
 //! Written to the spool first, on the agent's own disk; from there brought to the stdouterr directory in the
 //! background, so that a share that hangs delays no step. It must never hold values of variables or command lines:
@@ -21,7 +21,7 @@ use crate::share::{Share, ShareError};
 
 /// The log.
 #[derive(Debug)]
-pub(super) struct ExecutionLog {
+pub(crate) struct ExecutionLog {
     name: String,
     spool: PathBuf,
     file: Option<File>,
@@ -57,7 +57,7 @@ impl Copy {
 
 impl ExecutionLog {
     /// A log in the spool directory, which is made if it is missing.
-    pub(super) fn open(spool_dir: &std::path::Path, name: String) -> ExecutionLog {
+    pub(crate) fn open(spool_dir: &std::path::Path, name: String) -> ExecutionLog {
         use std::os::unix::fs::DirBuilderExt;
         let spool = spool_dir.join(&name);
         let file = std::fs::DirBuilder::new()
@@ -82,12 +82,12 @@ impl ExecutionLog {
     }
 
     /// Its name in the stdouterr directory.
-    pub(super) fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
     /// Adds a line.
-    pub(super) fn line(&mut self, text: &str) {
+    pub(crate) fn line(&mut self, text: &str) {
         let time = clock::rfc3339(&clock::wall());
         // A message of a program may have several lines; each stands under the same time.
         let text = text.trim_end().replace('\n', &format!("\n{time} | "));
@@ -104,7 +104,7 @@ impl ExecutionLog {
     }
 
     /// From now on lines are brought to the stdouterr directory, too, those written already included.
-    pub(super) fn publish(
+    pub(crate) fn publish(
         &mut self,
         share: &Arc<Share>,
         directory: &std::path::Path,
@@ -129,14 +129,14 @@ impl ExecutionLog {
     }
 
     /// Whether the file on the share is this attempt's.
-    pub(super) fn is_on_share(&self) -> bool {
+    pub(crate) fn is_on_share(&self) -> bool {
         self.publisher
             .as_ref()
             .is_some_and(|publisher| publisher.copy.begun.load(Ordering::Relaxed))
     }
 
     /// Brings the last lines to the stdouterr directory; what is written later stays in the spool.
-    pub(super) async fn finish(&mut self) -> Result<(), ShareError> {
+    pub(crate) async fn finish(&mut self) -> Result<(), ShareError> {
         let Some(publisher) = self.publisher.take() else {
             return Ok(());
         };

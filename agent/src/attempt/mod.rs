@@ -13,10 +13,10 @@
 
 mod cleanup;
 mod execute;
-mod log;
+pub(crate) mod log;
 pub mod mounts;
 mod prepare;
-mod problem;
+pub(crate) mod problem;
 mod runner;
 mod tasks;
 

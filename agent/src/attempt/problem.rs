@@ -175,7 +175,7 @@ pub(super) fn node_name(assignment: &Assignment) -> String {
 }
 
 /// What people call an exit status above 128.
-fn signal_words(exit_code: i32) -> String {
+pub(crate) fn signal_words(exit_code: i32) -> String {
     match exit_code
         .checked_sub(128)
         .map(nix::sys::signal::Signal::try_from)

@@ -102,6 +102,7 @@ impl TaskPlan {
             env: self.env.clone(),
             cwd: self.cwd.clone(),
             user: layout.user.credentials.clone(),
+            copy_as: layout.user.credentials.clone(),
             stdout: stream(&self.stdout),
             stderr: stream(&self.stderr),
             group: confinement.task_group(layout, &self.name),

@@ -38,6 +38,24 @@ impl Dirs {
         self.data.join("spool")
     }
 
+    /// The node's set-up for a cluster.
+    #[must_use]
+    pub fn setup(&self) -> PathBuf {
+        self.data.join("setup")
+    }
+
+    /// Directories of managed file servers that name none.
+    #[must_use]
+    pub fn file_servers(&self) -> PathBuf {
+        self.data.join("file-servers")
+    }
+
+    /// State of the NFS server.
+    #[must_use]
+    pub fn nfs(&self) -> PathBuf {
+        self.data.join("nfs")
+    }
+
     /// Scratch directories.
     #[must_use]
     pub fn jobs(&self) -> PathBuf {

@@ -7,6 +7,7 @@
 //! ```text
 //! DATA/lease                           deadline of the node's lease
 //! DATA/mounts/W/C/...                  volumes of a cluster            $AZ_BATCHAI_MOUNT_ROOT
+//! DATA/setup/                          set-up for a cluster, see crate::setup
 //! DATA/jobs/UID12-N/                   scratch of an attempt           $AZ_BATCHAI_JOB_TEMP
 //! DATA/jobs/UID12-N/mounts/...         volumes of the job              $AZ_BATCHAI_JOB_MOUNT_ROOT
 //! DATA/jobs/UID12-N/shared             directory or link to the next   $AZ_BATCHAI_SHARED_JOB_TEMP
@@ -37,7 +38,8 @@ use crate::confine::TaskUser;
 use crate::environment::{Environment, expand};
 
 pub use dirs::Dirs;
-use paths::{absolute, cluster_ids, file_name, last_segment, relative};
+use paths::cluster_ids;
+pub(crate) use paths::{absolute, file_name, last_segment, relative};
 
 /// Longest scratch directory that still gets a `TMPDIR` of its own: below a longer one, sockets in temporary
 /// directories would pass the limit of 108 bytes.
@@ -323,43 +325,14 @@ impl Layout {
     }
 
     fn targets(&self, assignment: &Assignment) -> Result<Vec<PathBuf>, LayoutError> {
-        for volume in assignment
-            .cluster_volumes
-            .iter()
-            .chain(&assignment.job_volumes)
-        {
-            let path = relative("relativeMountPath", &volume.relative_mount_path)?;
-            if path.as_os_str().is_empty() {
-                return Err(LayoutError::new(
-                    "relativeMountPath",
-                    "is empty; name a directory below the mount root",
-                ));
-            }
-        }
+        check_relative(&assignment.cluster_volumes)?;
+        check_relative(&assignment.job_volumes)?;
         let mounts = self
             .cluster_mounts(assignment)
             .into_iter()
             .chain(self.job_mounts(assignment));
         let targets: Vec<PathBuf> = mounts.map(|mount| mount.target).collect();
-        // Root makes mount points: below another volume, its user could lead root elsewhere by a symbolic link.
-        for (index, target) in targets.iter().enumerate() {
-            let below = targets
-                .iter()
-                .enumerate()
-                .any(|(other, outer)| other != index && target.starts_with(outer));
-            if below {
-                let path = target
-                    .strip_prefix(&self.mount_root)
-                    .or_else(|_| target.strip_prefix(&self.job_mounts));
-                let path = path.unwrap_or(target).display();
-                return Err(LayoutError::new(
-                    "relativeMountPath",
-                    format!(
-                        "`{path}` is the same as or lies below another volume's; give each a directory of its own"
-                    ),
-                ));
-            }
-        }
+        check_separate(&targets, &[&self.mount_root, &self.job_mounts])?;
         Ok(targets)
     }
 
@@ -434,6 +407,61 @@ impl Layout {
     }
 }
 
+/// The mount root of a cluster on this node, and its volumes with their mount points, in order.
+///
+/// # Errors
+/// A name or path of the cluster cannot be used.
+pub fn cluster_volumes(
+    dirs: &Dirs,
+    cluster: &str,
+    volumes: &[Volume],
+) -> Result<(PathBuf, Vec<MountPoint>), LayoutError> {
+    let [workspace, id] = cluster_ids(cluster)?;
+    let root = dirs.mounts().join(workspace).join(id);
+    check_relative(volumes)?;
+    let mounts = mount_points(&root, volumes);
+    let targets: Vec<PathBuf> = mounts.iter().map(|mount| mount.target.clone()).collect();
+    check_separate(&targets, &[&root])?;
+    Ok((root, mounts))
+}
+
+fn check_relative(volumes: &[Volume]) -> Result<(), LayoutError> {
+    for volume in volumes {
+        let path = relative("relativeMountPath", &volume.relative_mount_path)?;
+        if path.as_os_str().is_empty() {
+            return Err(LayoutError::new(
+                "relativeMountPath",
+                "is empty; name a directory below the mount root",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Root makes mount points: below another volume, its user could lead root elsewhere by a symbolic link.
+fn check_separate(targets: &[PathBuf], roots: &[&PathBuf]) -> Result<(), LayoutError> {
+    for (index, target) in targets.iter().enumerate() {
+        let below = targets
+            .iter()
+            .enumerate()
+            .any(|(other, outer)| other != index && target.starts_with(outer));
+        if below {
+            let path = roots
+                .iter()
+                .find_map(|root| target.strip_prefix(root).ok())
+                .unwrap_or(target)
+                .display();
+            return Err(LayoutError::new(
+                "relativeMountPath",
+                format!(
+                    "`{path}` is the same as or lies below another volume's; give each a directory of its own"
+                ),
+            ));
+        }
+    }
+    Ok(())
+}
+
 /// A path of the job that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {message}")]
@@ -445,7 +473,7 @@ pub struct LayoutError {
 }
 
 impl LayoutError {
-    pub(super) fn new(field: &str, message: impl Into<String>) -> Self {
+    pub(crate) fn new(field: &str, message: impl Into<String>) -> Self {
         Self {
             field: field.to_owned(),
             message: message.into(),

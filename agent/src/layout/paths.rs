@@ -6,7 +6,7 @@ use super::LayoutError;
 use crate::environment::{Environment, expand};
 
 /// Last part of a resource name.
-pub(super) fn last_segment(name: &str) -> &str {
+pub(crate) fn last_segment(name: &str) -> &str {
     name.rsplit('/').next().unwrap_or(name)
 }
 
@@ -25,7 +25,7 @@ pub(super) fn cluster_ids(name: &str) -> Result<[String; 2], LayoutError> {
 }
 
 /// A name that is safe as one part of a path.
-pub(super) fn file_name(field: &str, name: &str) -> Result<String, LayoutError> {
+pub(crate) fn file_name(field: &str, name: &str) -> Result<String, LayoutError> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if name.is_empty() || name.len() > 253 || name.starts_with('.') || !name.chars().all(allowed) {
         return Err(LayoutError::new(
@@ -37,7 +37,7 @@ pub(super) fn file_name(field: &str, name: &str) -> Result<String, LayoutError> 
 }
 
 /// An expanded path that must be absolute and stay where it is.
-pub(super) fn absolute(
+pub(crate) fn absolute(
     field: &str,
     text: &str,
     environment: &Environment,
@@ -57,7 +57,7 @@ pub(super) fn absolute(
 }
 
 /// A path that must be relative and stay below where it is joined to.
-pub(super) fn relative(field: &str, text: &str) -> Result<PathBuf, LayoutError> {
+pub(crate) fn relative(field: &str, text: &str) -> Result<PathBuf, LayoutError> {
     let path = Path::new(text);
     if path.is_absolute() {
         return Err(LayoutError::new(

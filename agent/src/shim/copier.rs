@@ -74,7 +74,7 @@ impl Copier {
             drop(report);
             let mut report = File::from(report_write);
             let result = spec
-                .user
+                .copy_as
                 .assume()
                 .map_err(|error| format!("cannot become the job's user: {error}"))
                 .and_then(|()| {

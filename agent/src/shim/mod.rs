@@ -56,6 +56,9 @@ pub struct TaskSpec {
     pub cwd: PathBuf,
     /// Who to run as. Ignored if the agent is not root.
     pub user: Credentials,
+    /// Who brings the output to the job's volume. Never root where others can write there: it would follow their
+    /// links. Ignored if the agent is not root.
+    pub copy_as: Credentials,
     /// Where stdout goes.
     pub stdout: Stream,
     /// Where stderr goes.

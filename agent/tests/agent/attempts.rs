@@ -451,7 +451,7 @@ async fn what_no_record_explains_is_ended_and_removed() {
     fs::write(state.join("attempt.json"), "{ torn").unwrap();
 
     leftovers::discard(&state).await;
-    leftovers::sweep(&host, &[]).await;
+    leftovers::sweep(&host, &[], None).await;
     let pid = nix::unistd::Pid::from_raw(pid.trim().parse().unwrap());
     assert_eq!(
         nix::sys::signal::kill(pid, None),

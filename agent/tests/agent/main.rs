@@ -10,6 +10,7 @@ mod files;
 mod node;
 mod scheduler;
 mod sessions;
+mod setup;
 mod shim;
 mod torch;
 mod volumes;

@@ -16,6 +16,7 @@ use trainyard_agent::layout::{Dirs, Facts};
 use trainyard_agent::lease::LeaseFile;
 use trainyard_agent::reconcile::AttemptKey;
 use trainyard_agent::session::Event;
+use trainyard_agent::setup::{self, Setup};
 use trainyard_agent::share::ShareProgram;
 use trainyard_agent::supervisor::Supervisor;
 use trainyard_agent::{inventory, record};
@@ -195,7 +196,11 @@ impl Agent {
         let deadline = watch::Sender::new(u64::MAX);
         let (events, receiver) = mpsc::channel(4);
         let (stop, stopped) = oneshot::channel();
-        let supervisor = Supervisor::new(Arc::clone(&host), scan.found, spool_keep_bytes);
+        let supervisor = {
+            let found = setup::record::read(&host.dirs.setup()).unwrap();
+            let setup = Setup::start(&host, found);
+            Supervisor::new(Arc::clone(&host), scan.found, spool_keep_bytes, setup)
+        };
         let run = tokio::spawn(
             supervisor.run(receiver, deadline.subscribe(), || (), async move {
                 let _ = stopped.await;
@@ -214,11 +219,19 @@ impl Agent {
 
     /// Sends a view.
     pub(crate) async fn desire(&mut self, assignments: &[&Assignment]) {
+        self.see(Desired {
+            assignments: assignments.iter().map(|&a| a.clone()).collect(),
+            ..Desired::default()
+        })
+        .await;
+    }
+
+    /// Sends a view of any kind.
+    pub(crate) async fn see(&mut self, view: Desired) {
         self.revision += 1;
         let desired = Desired {
             revision: self.revision,
-            assignments: assignments.iter().map(|&a| a.clone()).collect(),
-            ..Desired::default()
+            ..view
         };
         let event = Event::Desired(Box::new(desired));
         self.events.send(event).await.unwrap();
@@ -241,6 +254,24 @@ impl Agent {
             .observed()
             .into_iter()
             .find(|observed| observed.uid == key.uid && observed.attempt == key.attempt)
+    }
+
+    /// Waits until the board says so.
+    pub(crate) async fn until_board<T>(&self, probe: impl Fn(&Board) -> Option<T>) -> T {
+        let mut changes = self.host.board.changes();
+        let waiting = async {
+            loop {
+                changes.mark_unchanged();
+                if let Some(found) = probe(&self.host.board) {
+                    return found;
+                }
+                changes.changed().await.unwrap();
+            }
+        };
+        match tokio::time::timeout(PATIENCE, waiting).await {
+            Ok(found) => found,
+            Err(_) => panic!("never came about: {:#?}", self.host.board.view(0)),
+        }
     }
 
     /// Waits for a phase and returns the status.

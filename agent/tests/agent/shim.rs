@@ -41,6 +41,7 @@ impl Scene {
             ]),
             cwd: dir.path().join("work"),
             user: Credentials::own(),
+            copy_as: Credentials::own(),
             stdout: stream("stdout.txt"),
             stderr: stream("stderr.txt"),
             group: None,

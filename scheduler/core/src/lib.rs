@@ -16,6 +16,7 @@ mod apply;
 mod attempt;
 mod capacity;
 mod desired;
+mod events;
 mod explain;
 pub mod filter;
 mod jobs;
@@ -31,7 +32,7 @@ mod state;
 mod usage;
 
 pub use lists::{ClustersQuery, JobsQuery, ListCursor, Listed, NodesQuery};
-pub use outcome::{Change, Outcome, Refusal, RefusalKind, Reply};
+pub use outcome::{Change, Event, EventKind, Outcome, Refusal, RefusalKind, Reply};
 pub use snapshot::SnapshotError;
 pub use state::State;
 

@@ -10,6 +10,30 @@ pub struct Outcome {
     pub reply: Result<Reply, Refusal>,
     /// For the loops and watchers of the daemon. Empty for a refusal.
     pub changes: Vec<Change>,
+    /// For those who watch resources: at most one for each. Empty for a refusal.
+    pub events: Vec<Event>,
+}
+
+/// What an entry of the log did to a resource.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Event {
+    /// Resource name.
+    pub name: String,
+    /// What happened.
+    pub kind: EventKind,
+    /// One sentence: `running on nodes/a, nodes/b`.
+    pub summary: String,
+}
+
+/// What happened to a resource.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EventKind {
+    /// It was created.
+    Created,
+    /// It changed.
+    Updated,
+    /// It is gone.
+    Deleted,
 }
 
 /// The resource that a command made or changed.

@@ -12,6 +12,8 @@ mod nodes;
 mod plan;
 mod workspaces;
 
+use std::collections::BTreeSet;
+
 use prost_types::Timestamp;
 use trainyard_proto::store::v1::{Command, command::Kind};
 use trainyard_shared::names::WorkspaceName;
@@ -26,7 +28,7 @@ struct Context {
     /// The leader's clock.
     now: Timestamp,
     /// What changed so far.
-    changes: Vec<Change>,
+    changes: BTreeSet<Change>,
 }
 
 impl Context {
@@ -35,9 +37,7 @@ impl Context {
     }
 
     fn changed(&mut self, change: Change) {
-        if !self.changes.contains(&change) {
-            self.changes.push(change);
-        }
+        self.changes.insert(change);
     }
 }
 
@@ -50,17 +50,20 @@ impl State {
         let mut context = Context {
             index,
             now: command.time.unwrap_or_default(),
-            changes: Vec::new(),
+            changes: BTreeSet::new(),
         };
+        let made = self.about_to_create(command);
         let reply = self.dispatch(&mut context, command);
         match reply {
             Ok(reply) => Outcome {
                 reply: Ok(reply),
-                changes: context.changes,
+                events: self.events(index, &context.changes, made.as_deref()),
+                changes: context.changes.into_iter().collect(),
             },
             Err(refusal) => Outcome {
                 reply: Err(refusal),
                 changes: Vec::new(),
+                events: Vec::new(),
             },
         }
     }

@@ -7,12 +7,12 @@
 //! ```
 //!
 //! The outcome is decided when the attempt enters STOP. Until the attempt has ended it changes in two cases only: a
-//! failure turns out to be the loss of a node, and a request to terminate overrides a failure or a loss (so that the
-//! job is not queued again). The record of an attempt belongs
+//! failure turns out to be the loss of a node, and a request to terminate overrides a failure, a loss, a preemption or
+//! the end by wall clock (so that the job is not queued again). The record of an attempt belongs
 //! to the scheduler; a node's `status` belongs to that node's agent, and only LOST is written by the scheduler.
 
 use prost_types::Timestamp;
-use trainyard_proto::store::v1::TerminateCause;
+use trainyard_proto::store::v1::{ReleaseCause, TerminateCause};
 use trainyard_proto::v1::{
     Attempt, AttemptNode, AttemptNodePhase, AttemptNodeStatus, AttemptOutcome, AttemptPhase,
     BatchAiError, NameValuePair,
@@ -20,6 +20,12 @@ use trainyard_proto::v1::{
 
 /// Code of the error of a node that was lost; agents report it as well.
 const NODE_LOST: &str = "NodeLost";
+/// Code of the error of a job that ran too long.
+pub(crate) const WALL_CLOCK: &str = "JobWallClockTimeExceeded";
+/// Code of a task that ended with another status than 0.
+pub(crate) const JOB_FAILED: &str = "JobFailed";
+/// Attempts kept of a job: the first, and the last of the others.
+const KEPT_ATTEMPTS: usize = 32;
 
 /// Phase that the node reported last.
 pub(crate) fn phase_of(node: &AttemptNode) -> AttemptNodePhase {
@@ -123,20 +129,26 @@ fn is_taken_away(node: &AttemptNode) -> bool {
             && status.errors.is_empty())
 }
 
-/// Ends the attempt on request. Without effect once it succeeded; one that failed, but whose nodes have not all ended
-/// yet, counts as terminated, so that it can never be queued again.
-pub(crate) fn terminate(attempt: &mut Attempt, cause: TerminateCause, now: &Timestamp) -> bool {
+/// Ends the attempt on request. Without effect once it succeeded; one that failed or ran too long, but whose nodes have
+/// not all ended yet, counts as terminated, so that it can never be queued again.
+pub(crate) fn terminate(
+    attempt: &mut Attempt,
+    cause: TerminateCause,
+    error: BatchAiError,
+    now: &Timestamp,
+) -> bool {
     let undecided = match attempt.outcome() {
         AttemptOutcome::Unspecified
         | AttemptOutcome::NodeLost
         | AttemptOutcome::Preempted
         | AttemptOutcome::Failed => true,
-        AttemptOutcome::Succeeded | AttemptOutcome::Terminated => false,
+        AttemptOutcome::Terminated => ran_too_long(attempt) && cause != TerminateCause::WallClock,
+        AttemptOutcome::Succeeded => false,
     };
     if !undecided || attempt.phase() == AttemptPhase::Ended {
         return false;
     }
-    let mut errors = vec![terminated(cause)];
+    let mut errors = vec![error];
     errors.append(&mut attempt.errors);
     stop(attempt, AttemptOutcome::Terminated, None, errors);
     advance(attempt, now);
@@ -150,26 +162,82 @@ pub(crate) fn terminated(cause: TerminateCause) -> BatchAiError {
             ("JobTerminated", "The job was terminated on request.")
         }
         TerminateCause::WallClock => (
-            "JobWallClockTimeExceeded",
+            WALL_CLOCK,
             "The job ran longer than constraints.maxWallClockTime and was ended; raise the limit to let it run on.",
         ),
         TerminateCause::ClusterDeleted => (
             "ClusterDeleted",
-            "The job was ended because its cluster was deleted; create it again on another cluster.",
+            "The job's cluster was deleted, so the job was ended; create it again on another cluster.",
         ),
         TerminateCause::ClusterShrunk => (
             "ClusterShrunk",
-            "The job was ended because its node left the cluster; create it again.",
+            "The job's cluster shrank with nodeDeallocationOption terminate, so the job was ended; create it again, or \
+             shrink with requeue or waitforjobcompletion.",
         ),
         TerminateCause::Dependency => (
             "DependencyFailed",
-            "The job did not run, because a job that it depends on failed.",
+            "A job that this one depends on did not succeed, so it was never started.",
         ),
     };
     BatchAiError {
         code: code.to_owned(),
         message: message.to_owned(),
         details: Vec::new(),
+    }
+}
+
+/// The error of a job that was never started because `dependency` did not succeed.
+pub(crate) fn dependency_failed(dependency: &str) -> BatchAiError {
+    BatchAiError {
+        message: format!(
+            "{dependency} did not succeed, so this job, which depends on it, was never started; see what became of that \
+             job, or depend on its `end`."
+        ),
+        details: vec![detail("job", dependency)],
+        ..terminated(TerminateCause::Dependency)
+    }
+}
+
+/// Takes the attempt's nodes away because `node` leaves its cluster: the job is queued again. Without effect once the
+/// attempt is being ended for another cause.
+pub(crate) fn preempt(
+    attempt: &mut Attempt,
+    node: &str,
+    cause: ReleaseCause,
+    now: &Timestamp,
+) -> bool {
+    if !matches!(attempt.phase(), AttemptPhase::Prepare | AttemptPhase::Run) {
+        return false;
+    }
+    let (code, why) = match cause {
+        ReleaseCause::Preemption => (
+            "ClusterPreempted",
+            "was taken from its low-priority cluster for a dedicated one",
+        ),
+        ReleaseCause::Unspecified | ReleaseCause::Shrink | ReleaseCause::Deletion => {
+            ("NodeRemoved", "left its cluster")
+        }
+    };
+    let error = BatchAiError {
+        code: code.to_owned(),
+        message: format!("{node} {why} while the job ran; the job is queued again."),
+        details: vec![detail("node", node)],
+    };
+    stop(attempt, AttemptOutcome::Preempted, None, vec![error]);
+    advance(attempt, now);
+    true
+}
+
+/// Whether the attempt is being ended, or was, because it ran too long.
+pub(crate) fn ran_too_long(attempt: &Attempt) -> bool {
+    attempt.outcome() == AttemptOutcome::Terminated
+        && attempt.errors.first().is_some_and(|e| e.code == WALL_CLOCK)
+}
+
+/// Bounds a job's history: the first attempt says how it began, the last ones how it goes.
+pub(crate) fn keep_history(attempts: &mut Vec<Attempt>) {
+    while attempts.len() > KEPT_ATTEMPTS {
+        attempts.remove(1);
     }
 }
 
@@ -237,7 +305,7 @@ fn job_failed(node: &str, exit_code: Option<i32>) -> BatchAiError {
         }
     };
     BatchAiError {
-        code: "JobFailed".to_owned(),
+        code: JOB_FAILED.to_owned(),
         message,
         details: vec![detail("node", node)],
     }

@@ -27,6 +27,7 @@ pub mod placement;
 mod query;
 mod requests;
 mod resolve;
+mod retry;
 mod snapshot;
 mod state;
 mod usage;

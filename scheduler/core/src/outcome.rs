@@ -1,6 +1,8 @@
 //! What applying a command gives: a reply for the caller and the changes that others want to hear of.
 
-use trainyard_proto::v1::{Cluster, Experiment, FileServer, Job, Node, Workspace};
+use trainyard_proto::v1::{
+    Cluster, CreateJobArrayResponse, Experiment, FileServer, Job, Node, Workspace,
+};
 use trainyard_shared::validate::FieldViolation;
 
 /// Result of one command.
@@ -53,6 +55,10 @@ pub enum Reply {
     Job(Box<Job>),
     /// A node.
     Node(Box<Node>),
+    /// An array of jobs.
+    JobArray(CreateJobArrayResponse),
+    /// How many resources a command for several has touched.
+    Count(u64),
 }
 
 /// Something that changed, by resource name.

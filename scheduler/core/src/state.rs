@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use trainyard_proto::v1::{
     Attempt, AttemptNodePhase, AttemptPhase, Cluster, ExecutionState, Experiment, FileServer, Job,
-    Node, NodeClass, Quota, SchedulingPriority, Workspace,
+    Node, NodeClass, ProvisioningState, Quota, SchedulingPriority, Workspace,
 };
 
 use crate::capacity::Holding;
@@ -58,6 +58,10 @@ pub(crate) struct Indexes {
     pub(crate) unfinished: BTreeMap<String, BTreeSet<String>>,
     /// Jobs of each workspace of which nothing runs any more, by their end. Names are shared with the table of jobs.
     pub(crate) finished: BTreeMap<String, BTreeMap<EndKey, Arc<str>>>,
+    /// Workspaces and experiments that are being deleted.
+    pub(crate) deleting: BTreeSet<String>,
+    /// Jobs that wait for each job.
+    pub(crate) dependents: BTreeMap<String, BTreeSet<String>>,
 }
 
 impl State {
@@ -78,6 +82,17 @@ impl State {
                     .entry(node.cluster.clone())
                     .or_default()
                     .insert(name.clone());
+            }
+        }
+        let going = |state: ProvisioningState| state == ProvisioningState::Deleting;
+        for (name, workspace) in &self.workspaces {
+            if going(workspace.provisioning_state()) {
+                self.indexes.deleting.insert(name.clone());
+            }
+        }
+        for (name, experiment) in &self.experiments {
+            if going(experiment.provisioning_state()) {
+                self.indexes.deleting.insert(name.clone());
             }
         }
         let names: Vec<Arc<str>> = self.jobs.names().cloned().collect();
@@ -119,6 +134,11 @@ impl State {
             })
             .unwrap_or_default();
 
+        let waiting_for = job.waiting_for.clone();
+
+        for dependency in waiting_for {
+            set_member(&mut self.indexes.dependents, &dependency, name, true);
+        }
         set_member(&mut self.indexes.unfinished, &cluster, name, !ended);
         if queued {
             self.indexes
@@ -155,6 +175,9 @@ impl State {
             return;
         };
         let cluster = cluster_of(&job).to_owned();
+        for dependency in &job.waiting_for {
+            set_member(&mut self.indexes.dependents, dependency, name, false);
+        }
         set_member(&mut self.indexes.unfinished, &cluster, name, false);
         remove_from_queue(&mut self.indexes.queues, &cluster, &queue_key(&job));
         self.indexes.live.remove(name);
@@ -199,9 +222,10 @@ pub(crate) fn cluster_of(job: &Job) -> &str {
         .map_or("", |c| c.id.as_str())
 }
 
-/// Whether the job waits and nothing of an earlier attempt is left.
+/// Whether the job waits for nodes alone: for no other job, and nothing of an earlier attempt is left.
 pub(crate) fn is_startable(job: &Job) -> bool {
     job.execution_state() == ExecutionState::Queued
+        && job.waiting_for.is_empty()
         && job
             .attempts
             .last()

@@ -1,20 +1,21 @@
 //! Clusters: create, delete. Nodes come from the pool by placement's plan and go back to it here.
 
 use trainyard_proto::store::v1::{CreateCluster, Delete};
-use trainyard_proto::v1::ProvisioningState;
+use trainyard_proto::v1::{Cluster, ProvisioningState};
 use trainyard_shared::names::ClusterName;
 
-use super::{Applied, Context, check_etag, incomplete, parse};
+use super::{Applied, Context, Prepared, check_etag, incomplete, parse};
 use crate::outcome::{Change, Refusal, Reply};
 use crate::resolve;
 use crate::state::State;
 
 impl State {
-    pub(super) fn create_cluster(
-        &mut self,
-        context: &mut Context,
+    /// The checking half of [`State::create_cluster`]; changes nothing.
+    pub(super) fn prepare_cluster(
+        &self,
+        context: &Context,
         command: &CreateCluster,
-    ) -> Applied {
+    ) -> Result<Prepared<Cluster>, Refusal> {
         let wanted = command
             .cluster
             .as_ref()
@@ -26,7 +27,7 @@ impl State {
                 .map(|c| (c.uid.clone(), Reply::Cluster(Box::new(c))))
         };
         if let Some(reply) = self.replay(&command.request_id, &name, find) {
-            return reply;
+            return reply.map(Prepared::Made);
         }
         self.parent_workspace(&parsed.workspace())?;
         if self.clusters.contains_key(&name) {
@@ -46,14 +47,27 @@ impl State {
         cluster.allocation_state_transition_time = Some(context.now);
         cluster.set_provisioning_state(ProvisioningState::Succeeded);
         cluster.etag = context.etag();
+        Ok(Prepared::New(Box::new(cluster)))
+    }
+
+    pub(super) fn create_cluster(
+        &mut self,
+        context: &mut Context,
+        command: &CreateCluster,
+    ) -> Applied {
+        let cluster = match self.prepare_cluster(context, command)? {
+            Prepared::Made(reply) => return Ok(reply),
+            Prepared::New(cluster) => cluster,
+        };
+        let name = cluster.name.clone();
         self.requests
             .remember(&command.request_id, &name, &cluster.uid);
-        self.clusters.insert(name.clone(), cluster.clone());
+        self.clusters.insert(name.clone(), (*cluster).clone());
         context.changed(Change::Cluster(name.clone()));
         context.changed(Change::Placement);
-        Ok(Reply::Cluster(Box::new(
-            self.cluster(&name).unwrap_or(cluster),
-        )))
+        Ok(Reply::Cluster(
+            self.cluster(&name).map_or(cluster, Box::new),
+        ))
     }
 
     pub(super) fn delete_cluster(&mut self, context: &mut Context, command: &Delete) -> Applied {

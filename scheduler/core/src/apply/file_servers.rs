@@ -1,20 +1,21 @@
 //! File servers: create, delete.
 
 use trainyard_proto::store::v1::{CreateFileServer, Delete};
-use trainyard_proto::v1::{ProvisioningState, storage_binding};
+use trainyard_proto::v1::{FileServer, ProvisioningState, storage_binding};
 use trainyard_shared::names::{FileServerName, WorkspaceName};
 
-use super::{Applied, Context, check_etag, incomplete, parse};
+use super::{Applied, Context, Prepared, check_etag, incomplete, parse};
 use crate::outcome::{Change, Refusal, Reply};
 use crate::resolve;
 use crate::state::State;
 
 impl State {
-    pub(super) fn create_file_server(
-        &mut self,
-        context: &mut Context,
+    /// The checking half of [`State::create_file_server`]; changes nothing.
+    pub(super) fn prepare_file_server(
+        &self,
+        context: &Context,
         command: &CreateFileServer,
-    ) -> Applied {
+    ) -> Result<Prepared<FileServer>, Refusal> {
         let wanted = command
             .file_server
             .as_ref()
@@ -27,7 +28,7 @@ impl State {
                 .map(|f| (f.uid.clone(), Reply::FileServer(f.clone())))
         };
         if let Some(reply) = self.replay(&command.request_id, &name, find) {
-            return reply;
+            return reply.map(Prepared::Made);
         }
         self.parent_workspace(&parsed.workspace())?;
         if self.file_servers.contains_key(&name) {
@@ -37,6 +38,19 @@ impl State {
         file_server.creation_time = Some(context.now);
         file_server.set_provisioning_state(ProvisioningState::Succeeded);
         file_server.etag = context.etag();
+        Ok(Prepared::New(Box::new(file_server)))
+    }
+
+    pub(super) fn create_file_server(
+        &mut self,
+        context: &mut Context,
+        command: &CreateFileServer,
+    ) -> Applied {
+        let file_server = match self.prepare_file_server(context, command)? {
+            Prepared::Made(reply) => return Ok(reply),
+            Prepared::New(file_server) => *file_server,
+        };
+        let name = file_server.name.clone();
         self.requests
             .remember(&command.request_id, &name, &file_server.uid);
         self.file_servers.insert(name.clone(), file_server.clone());

@@ -4,18 +4,23 @@
 //! command is trusted to fit: placement's plans are verified part by part, so that a stale plan can never book a
 //! GPU twice. Nothing here may panic: a command that makes no sense is refused on every member alike.
 
+mod check;
 mod clusters;
+mod dependencies;
 mod experiments;
 mod file_servers;
 mod jobs;
 mod nodes;
 mod plan;
+mod retention;
+mod sweep;
 mod workspaces;
 
 use std::collections::BTreeSet;
 
 use prost_types::Timestamp;
 use trainyard_proto::store::v1::{Command, command::Kind};
+use trainyard_proto::v1::ProvisioningState;
 use trainyard_shared::names::WorkspaceName;
 
 use crate::outcome::{Change, Outcome, Refusal, RefusalKind, Reply};
@@ -32,6 +37,14 @@ struct Context {
 }
 
 impl Context {
+    fn new(index: u64, command: &Command) -> Self {
+        Self {
+            index,
+            now: command.time.unwrap_or_default(),
+            changes: BTreeSet::new(),
+        }
+    }
+
     fn etag(&self) -> String {
         self.index.to_string()
     }
@@ -43,15 +56,29 @@ impl Context {
 
 type Applied = Result<Reply, Refusal>;
 
+/// What the checking half of a create has found; it has changed nothing, so that a dry run can share it.
+enum Prepared<T> {
+    /// A repeat of a create: what it made.
+    Made(Reply),
+    /// To be written.
+    New(Box<T>),
+}
+
+impl<T> Prepared<T> {
+    /// The answer to a dry run.
+    fn into_reply(self, reply: impl FnOnce(T) -> Reply) -> Reply {
+        match self {
+            Self::Made(made) => made,
+            Self::New(new) => reply(*new),
+        }
+    }
+}
+
 impl State {
     /// Applies the entry `index` of the log. Deterministic: the same log gives the same states and outcomes.
     pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
         self.index = index;
-        let mut context = Context {
-            index,
-            now: command.time.unwrap_or_default(),
-            changes: BTreeSet::new(),
-        };
+        let mut context = Context::new(index, command);
         let made = self.about_to_create(command);
         let reply = self.dispatch(&mut context, command);
         match reply {
@@ -88,7 +115,10 @@ impl State {
             Kind::DeleteExperiment(c) => self.delete_experiment(context, c),
             Kind::CreateJob(c) => self.create_job(context, c),
             Kind::TerminateJob(c) => self.terminate_job(context, c),
+            Kind::TerminateJobs(c) => self.terminate_jobs(context, c),
             Kind::DeleteJob(c) => self.delete_job(context, c),
+            Kind::RemoveJobs(c) => self.remove_jobs(context, c),
+            Kind::Sweep(c) => self.sweep(context, c),
             Kind::RegisterNode(c) => self.register_node(context, c),
             Kind::ReportAttempts(c) => self.report_attempts(context, c),
             Kind::MarkNodesLost(c) => self.mark_nodes_lost(context, c),
@@ -129,12 +159,23 @@ impl State {
     /// The workspace that is to hold a new resource.
     fn parent_workspace(&self, name: &WorkspaceName) -> Result<(), Refusal> {
         let name = name.to_string();
-        if self.workspaces.contains_key(&name) {
-            Ok(())
-        } else {
-            Err(Refusal::not_found(&name))
-        }
+        let workspace = self
+            .workspaces
+            .get(&name)
+            .ok_or_else(|| Refusal::not_found(&name))?;
+        alive(&name, workspace.provisioning_state())
     }
+}
+
+/// Refuses a change of, or inside, what is being deleted.
+fn alive(name: &str, state: ProvisioningState) -> Result<(), Refusal> {
+    if state == ProvisioningState::Deleting {
+        return Err(Refusal::precondition(
+            name,
+            format!("{name} is being deleted; wait until it is gone, or use another name"),
+        ));
+    }
+    Ok(())
 }
 
 /// Refuses when the caller's etag is set and is not the current one.

@@ -8,14 +8,12 @@ use trainyard_proto::v1::{Attempt, AttemptNode, AttemptPhase, ExecutionInfo, Exe
 
 use super::jobs::set_state;
 use super::{Applied, Context};
+use crate::attempt::keep_history;
 use crate::capacity;
 use crate::outcome::{Change, Reply};
 use crate::placement::wants_class;
 use crate::query::target;
 use crate::state::{State, cluster_of, is_startable};
-
-/// Attempts kept in a job's history; the oldest go first.
-const KEPT_ATTEMPTS: usize = 32;
 
 impl State {
     pub(super) fn apply_plan(&mut self, context: &mut Context, command: &ApplyPlan) -> Applied {
@@ -114,9 +112,7 @@ impl State {
             phase: phase.into(),
             ..Attempt::default()
         });
-        if job.attempts.len() > KEPT_ATTEMPTS {
-            job.attempts.remove(0);
-        }
+        keep_history(&mut job.attempts);
         job.execution_info = Some(ExecutionInfo {
             start_time: Some(context.now),
             ..ExecutionInfo::default()

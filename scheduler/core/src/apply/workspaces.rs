@@ -1,20 +1,21 @@
 //! Workspaces: create, update, delete.
 
 use trainyard_proto::store::v1::{CreateWorkspace, Delete, UpdateWorkspace};
-use trainyard_proto::v1::{ProvisioningState, Workspace};
+use trainyard_proto::v1::{ProvisioningState, RetentionPolicy, Workspace};
 use trainyard_shared::names::WorkspaceName;
 
-use super::{Applied, Context, check_etag, incomplete, parse};
+use super::{Applied, Context, Prepared, alive, check_etag, incomplete, parse};
 use crate::outcome::{Change, Refusal, Reply};
 use crate::resolve;
 use crate::state::State;
 
 impl State {
-    pub(super) fn create_workspace(
-        &mut self,
-        context: &mut Context,
+    /// The checking half of [`State::create_workspace`]; changes nothing.
+    pub(super) fn prepare_workspace(
+        &self,
+        context: &Context,
         command: &CreateWorkspace,
-    ) -> Applied {
+    ) -> Result<Prepared<Workspace>, Refusal> {
         let wanted = command
             .workspace
             .as_ref()
@@ -26,16 +27,31 @@ impl State {
                 .map(|w| (w.uid.clone(), Reply::Workspace(w.clone())))
         };
         if let Some(reply) = self.replay(&command.request_id, &name, find) {
-            return reply;
+            return reply.map(Prepared::Made);
         }
-        if self.workspaces.contains_key(&name) {
+        if let Some(existing) = self.workspaces.get(&name) {
+            alive(&name, existing.provisioning_state())?;
             return Err(Refusal::already_exists(&name));
         }
         let mut workspace = wanted.clone();
         self.check_bindings(&workspace)?;
+        check_retention(&name, workspace.retention.as_ref())?;
         workspace.creation_time = Some(context.now);
         workspace.set_provisioning_state(ProvisioningState::Succeeded);
         workspace.etag = context.etag();
+        Ok(Prepared::New(Box::new(workspace)))
+    }
+
+    pub(super) fn create_workspace(
+        &mut self,
+        context: &mut Context,
+        command: &CreateWorkspace,
+    ) -> Applied {
+        let workspace = match self.prepare_workspace(context, command)? {
+            Prepared::Made(reply) => return Ok(reply),
+            Prepared::New(workspace) => *workspace,
+        };
+        let name = workspace.name.clone();
         self.requests
             .remember(&command.request_id, &name, &workspace.uid);
         self.workspaces.insert(name.clone(), workspace.clone());
@@ -57,6 +73,7 @@ impl State {
             .workspaces
             .get(name)
             .ok_or_else(|| Refusal::not_found(name))?;
+        alive(name, current.provisioning_state())?;
         check_etag(name, &wanted.etag, &current.etag)?;
         let mut updated = current.clone();
         let paths = command
@@ -81,44 +98,38 @@ impl State {
                     updated.image_bindings = wanted.image_bindings.clone()
                 }
                 "allow_root" | "allowRoot" => updated.allow_root = wanted.allow_root,
+                "retention" => updated.retention = wanted.retention,
                 other => {
                     return Err(Refusal::invalid_field(
                         name,
                         "updateMask",
                         format!(
-                            "{other} cannot be changed; tags, storage_bindings, image_bindings and allow_root can"
+                            "{other} cannot be changed; tags, storage_bindings, image_bindings, allow_root and retention can"
                         ),
                     ));
                 }
             }
         }
         self.check_bindings(&updated)?;
+        check_retention(name, updated.retention.as_ref())?;
         updated.etag = context.etag();
         self.workspaces.insert(name.clone(), updated.clone());
         context.changed(Change::Workspace(name.clone()));
         Ok(Reply::Workspace(updated))
     }
 
+    /// An empty workspace vanishes at once; another is `deleting` until sweeps have emptied it.
     pub(super) fn delete_workspace(&mut self, context: &mut Context, command: &Delete) -> Applied {
         let name = &command.name;
         let current = self
             .workspaces
             .get(name)
             .ok_or_else(|| Refusal::not_found(name))?;
-        check_etag(name, &command.etag, &current.etag)?;
-        let holds = [
-            ("clusters", self.clusters(name, "", 1).len()),
-            ("file servers", self.file_servers(name, "", 1).len()),
-            ("experiments", self.experiments(name, "", 1).len()),
-        ];
-        if let Some((what, _)) = holds.iter().find(|(_, count)| *count > 0) {
-            return Err(Refusal::precondition(
-                name,
-                format!("{name} still holds {what}; delete them first"),
-            ));
+        if current.provisioning_state() == ProvisioningState::Deleting {
+            return Ok(Reply::None);
         }
-        self.workspaces.remove(name);
-        context.changed(Change::Workspace(name.clone()));
+        check_etag(name, &command.etag, &current.etag)?;
+        self.begin_deleting_workspace(context, name);
         Ok(Reply::None)
     }
 
@@ -132,4 +143,16 @@ impl State {
         }
         Ok(())
     }
+}
+
+fn check_retention(name: &str, retention: Option<&RetentionPolicy>) -> Result<(), Refusal> {
+    let age = retention.and_then(|r| r.max_age.as_ref());
+    if age.is_some_and(|age| age.seconds < 0 || !(0..1_000_000_000).contains(&age.nanos)) {
+        return Err(Refusal::invalid_field(
+            name,
+            "retention.maxAge",
+            "must not be negative; write P30D, or leave it out to keep jobs of any age",
+        ));
+    }
+    Ok(())
 }

@@ -12,6 +12,7 @@
 //! the same bytes on every member. This crate must never read a clock, open a file or socket, spawn anything or
 //! depend on a runtime; CI checks its dependencies.
 
+mod admission;
 mod apply;
 mod attempt;
 mod capacity;
@@ -25,6 +26,7 @@ mod lists;
 mod outcome;
 pub mod placement;
 mod query;
+mod quota;
 mod requests;
 mod resolve;
 mod retry;

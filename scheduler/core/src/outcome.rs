@@ -1,7 +1,7 @@
 //! What applying a command gives: a reply for the caller and the changes that others want to hear of.
 
 use trainyard_proto::v1::{
-    Cluster, CreateJobArrayResponse, Experiment, FileServer, Job, Node, Workspace,
+    Cluster, CreateJobArrayResponse, Experiment, FileServer, Job, Node, Quota, Workspace,
 };
 use trainyard_shared::validate::FieldViolation;
 
@@ -59,6 +59,8 @@ pub enum Reply {
     JobArray(CreateJobArrayResponse),
     /// How many resources a command for several has touched.
     Count(u64),
+    /// Limits.
+    Quota(Quota),
 }
 
 /// Something that changed, by resource name.
@@ -94,6 +96,8 @@ pub struct Refusal {
     pub message: String,
     /// Fields at fault, for `InvalidArgument`.
     pub violations: Vec<FieldViolation>,
+    /// Typed facts behind the sentence; for `ResourceExhausted`: `quota`, `limitName`, `used`, `limit`, `wanted`.
+    pub facts: Vec<(&'static str, String)>,
 }
 
 /// Class of a refusal; maps one to one to gRPC codes.
@@ -109,6 +113,8 @@ pub enum RefusalKind {
     InvalidArgument,
     /// The etag does not match, or a remembered create was deleted since.
     Aborted,
+    /// A limit of a quota is reached.
+    ResourceExhausted,
 }
 
 impl Refusal {
@@ -150,6 +156,7 @@ impl Refusal {
             resource: resource.to_owned(),
             message,
             violations,
+            facts: Vec::new(),
         }
     }
 
@@ -182,6 +189,7 @@ impl Refusal {
             resource: resource.to_owned(),
             message: message.into(),
             violations: Vec::new(),
+            facts: Vec::new(),
         }
     }
 }

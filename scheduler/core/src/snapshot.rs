@@ -108,12 +108,14 @@ impl State {
             .into_iter()
             .map(|c| (c.name.clone(), c))
             .collect();
-        state.usage = Ledger::from_records(snapshot.usage, snapshot.usage_complete_since);
         for record in &snapshot.requests {
             state
                 .requests
                 .remember(&record.request_id, &record.name, &record.uid);
         }
+        state.usage = Ledger::from_records(snapshot.usage, snapshot.usage_complete_since, |name| {
+            state.jobs.key(name)
+        });
         state.rebuild_indexes();
         Ok(state)
     }

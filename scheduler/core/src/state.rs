@@ -56,6 +56,8 @@ pub(crate) struct Indexes {
     pub(crate) live: BTreeSet<String>,
     /// Jobs of each cluster that have not ended.
     pub(crate) unfinished: BTreeMap<String, BTreeSet<String>>,
+    /// Jobs of each workspace that are queued, whatever they wait for.
+    pub(crate) waiting: BTreeMap<String, BTreeSet<Arc<str>>>,
     /// Jobs of each workspace of which nothing runs any more, by their end. Names are shared with the table of jobs.
     pub(crate) finished: BTreeMap<String, BTreeMap<EndKey, Arc<str>>>,
     /// Workspaces and experiments that are being deleted.
@@ -106,6 +108,8 @@ impl State {
         let (Some(key), Some(job)) = (self.jobs.key(name), self.jobs.get(name)) else {
             return;
         };
+        let waits = job.execution_state() == ExecutionState::Queued;
+        set_waiting(&mut self.indexes.waiting, &key, waits);
         if is_over(&job) {
             self.indexes
                 .finished
@@ -149,11 +153,12 @@ impl State {
         } else {
             remove_from_queue(&mut self.indexes.queues, &cluster, &key);
         }
-        if live {
+        let was_live = if live {
             self.indexes.live.insert(name.to_owned());
+            false
         } else {
-            self.indexes.live.remove(name);
-        }
+            self.indexes.live.remove(name)
+        };
         for (node, holding) in held {
             match holding {
                 Some(holding) => {
@@ -166,11 +171,17 @@ impl State {
                 None => remove_holding(&mut self.indexes.holdings, &node, name),
             }
         }
+        if was_live {
+            self.record_usage(name);
+        }
         self.jobs.seal(name);
     }
 
     /// Takes a job out of the state and all indexes.
     pub(crate) fn remove_job(&mut self, name: &str) {
+        if self.indexes.live.remove(name) {
+            self.record_usage(name);
+        }
         let Some(job) = self.jobs.remove(name) else {
             return;
         };
@@ -180,7 +191,7 @@ impl State {
         }
         set_member(&mut self.indexes.unfinished, &cluster, name, false);
         remove_from_queue(&mut self.indexes.queues, &cluster, &queue_key(&job));
-        self.indexes.live.remove(name);
+        set_waiting(&mut self.indexes.waiting, &Arc::from(name), false);
         let workspace = workspace_of(name);
         if let Some(ends) = self.indexes.finished.get_mut(workspace) {
             ends.remove(&end_key(&job));
@@ -291,6 +302,21 @@ fn set_member(map: &mut BTreeMap<String, BTreeSet<String>>, key: &str, value: &s
         set.remove(value);
         if set.is_empty() {
             map.remove(key);
+        }
+    }
+}
+
+fn set_waiting(waiting: &mut BTreeMap<String, BTreeSet<Arc<str>>>, name: &Arc<str>, present: bool) {
+    let workspace = workspace_of(name);
+    if present {
+        waiting
+            .entry(workspace.to_owned())
+            .or_default()
+            .insert(Arc::clone(name));
+    } else if let Some(names) = waiting.get_mut(workspace) {
+        names.remove(name);
+        if names.is_empty() {
+            waiting.remove(workspace);
         }
     }
 }

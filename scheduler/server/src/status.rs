@@ -32,6 +32,7 @@ pub fn refusal(refusal: &Refusal) -> Status {
         RefusalKind::FailedPrecondition => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
         RefusalKind::InvalidArgument => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         RefusalKind::Aborted => (Code::Aborted, "CONFLICT"),
+        RefusalKind::ResourceExhausted => (Code::ResourceExhausted, "QUOTA_EXCEEDED"),
     };
     let mut details = reasoned(reason);
     describe(&mut details, &refusal.resource, &refusal.message);

@@ -6,6 +6,7 @@ use trainyard_shared::names::ClusterName;
 
 use super::{Applied, Context, Prepared, check_etag, incomplete, parse};
 use crate::outcome::{Change, Refusal, Reply};
+use crate::quota::most_nodes;
 use crate::resolve;
 use crate::state::State;
 
@@ -42,6 +43,7 @@ impl State {
             resolve::volumes(self, workspace, mounts, "nodeSetup.mountVolumes")
                 .map_err(|violations| Refusal::invalid(&name, violations))?;
         }
+        self.admit_cluster(&name, most_nodes(wanted))?;
         let mut cluster = wanted.clone();
         cluster.creation_time = Some(context.now);
         cluster.allocation_state_transition_time = Some(context.now);

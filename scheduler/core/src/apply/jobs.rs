@@ -57,6 +57,7 @@ impl State {
         self.parent_experiment(&parsed.experiment())?;
         let spec = wanted.spec.clone().unwrap_or_default();
         let job = self.new_job(context, &parsed, wanted.uid.clone(), spec)?;
+        self.admit_jobs(&job.name, 1)?;
         Ok(Prepared::New(Box::new(Job {
             user: wanted.user.clone(),
             ..job

@@ -12,6 +12,7 @@ mod file_servers;
 mod jobs;
 mod nodes;
 mod plan;
+mod quotas;
 mod retention;
 mod sweep;
 mod workspaces;
@@ -124,6 +125,11 @@ impl State {
             Kind::MarkNodesLost(c) => self.mark_nodes_lost(context, c),
             Kind::DeleteNode(c) => self.delete_node(context, c),
             Kind::ApplyPlan(c) => self.apply_plan(context, c),
+            Kind::UpdateQuota(c) => self.update_quota(context, c),
+            Kind::DropUsage(c) => {
+                self.drop_usage(c);
+                Ok(Reply::None)
+            }
             _ => Err(Refusal::precondition("command", "not yet")),
         }
     }

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::{Notify, watch};
 use trainyard_core::Change;
 
+use crate::watch::ring::Ring;
+
 /// Most subscriptions at one time.
 const MAX_SUBSCRIPTIONS: usize = 65_536;
 
@@ -22,6 +24,14 @@ pub struct Changes {
     pub nodes: Notify,
     /// An attempt started or ended somewhere: deadlines may have changed.
     pub deadlines: Notify,
+    /// Something in a workspace changed: a deletion may go on.
+    pub sweep: Notify,
+    /// A job or a workspace changed: retention may find something to remove.
+    pub retention: Notify,
+    /// A node changed: a host may have to be switched on or off.
+    pub power: Notify,
+    /// What happened, for watches.
+    pub events: Ring,
 }
 
 #[derive(Debug, Default)]
@@ -62,50 +72,51 @@ pub struct TooMany;
 impl Changes {
     /// Wakes whoever wants to hear of these changes. Called after the state was unlocked.
     pub fn publish(&self, changes: &[Change]) {
-        let mut placement = false;
-        let mut nodes = false;
-        let mut jobs = false;
+        let mut wake: Vec<&Notify> = Vec::new();
         {
             let topics = self.lock();
             for change in changes {
                 match change {
                     Change::Job(name) => {
-                        jobs = true;
+                        wake.extend([&self.deadlines, &self.sweep, &self.retention]);
                         bump(topics.jobs.get(name));
                     }
                     Change::Desired(name) => bump(topics.desired.get(name)),
-                    Change::Node(_) => nodes = true,
-                    Change::Placement => placement = true,
-                    // Nobody watches these yet.
-                    Change::Cluster(_)
-                    | Change::Workspace(_)
-                    | Change::FileServer(_)
-                    | Change::Experiment(_) => {}
+                    Change::Node(_) => wake.extend([&self.nodes, &self.power, &self.sweep]),
+                    Change::Placement => wake.push(&self.placement),
+                    Change::Workspace(_) => wake.extend([&self.sweep, &self.retention]),
+                    Change::Cluster(_) | Change::FileServer(_) | Change::Experiment(_) => {
+                        wake.push(&self.sweep);
+                    }
                 }
             }
         }
-        if placement {
-            self.placement.notify_one();
-        }
-        if nodes {
-            self.nodes.notify_one();
-        }
-        if jobs {
-            self.deadlines.notify_one();
+        wake.sort_unstable_by_key(|notify| std::ptr::from_ref(*notify));
+        wake.dedup_by_key(|notify| std::ptr::from_ref(*notify));
+        for notify in wake {
+            notify.notify_one();
         }
     }
 
-    /// The whole state was replaced: wakes everyone.
-    pub fn publish_all(&self) {
+    /// The whole state was replaced by the one at this revision: wakes everyone.
+    pub fn publish_all(&self, revision: u64) {
         {
             let topics = self.lock();
             for sender in topics.jobs.values().chain(topics.desired.values()) {
                 bump(Some(sender));
             }
         }
-        self.placement.notify_one();
-        self.nodes.notify_one();
-        self.deadlines.notify_one();
+        self.events.restart(revision);
+        for notify in [
+            &self.placement,
+            &self.nodes,
+            &self.deadlines,
+            &self.sweep,
+            &self.retention,
+            &self.power,
+        ] {
+            notify.notify_one();
+        }
     }
 
     /// Subscribes to a job by resource name.
@@ -187,7 +198,7 @@ mod tests {
         watcher.changed().await;
         let quiet = tokio::time::timeout(Duration::from_millis(20), watcher.changed()).await;
         assert!(quiet.is_err(), "one wake-up for all");
-        changes.publish_all();
+        changes.publish_all(1);
         watcher.changed().await;
     }
 

@@ -120,6 +120,11 @@ impl Leadership {
         table.leases.forget(node, epoch);
     }
 
+    /// Whether the node has a session of this term.
+    pub fn is_connected(&self, node: &str) -> bool {
+        self.lock().sessions.contains_key(node)
+    }
+
     /// Nodes whose tasks are dead by now. Their sessions, if any, end here: no heartbeat is acknowledged any more.
     pub fn condemn(&self, state: &State) -> Vec<LostNode> {
         let now_ms = self.now_ms();

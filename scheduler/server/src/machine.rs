@@ -8,11 +8,13 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use prost::Message as _;
-use trainyard_core::{COMMAND_FORMAT, Change, Refusal, Reply, State};
+use trainyard_core::{COMMAND_FORMAT, Change, EventKind, Refusal, Reply, State};
 use trainyard_proto::store::v1::Command;
+use trainyard_proto::v1::WatchEventType;
 use trainyard_replication::{AppliedEntry, StateMachine};
 
 use crate::changes::Changes;
+use crate::watch::ring::Event;
 
 /// What became of a command.
 pub type Decision = Result<Reply, Refusal>;
@@ -60,17 +62,28 @@ impl StateMachine for Machine {
             }
         };
         let mut changes: Vec<Change> = Vec::new();
+        let mut events: Vec<Event> = Vec::new();
         let mut decisions = Vec::with_capacity(entries.len());
         {
             let mut state = self.state.write().unwrap_or_else(PoisonError::into_inner);
             for (entry, command) in entries.iter().zip(&commands) {
                 let outcome = state.apply(entry.index, command);
                 changes.extend(outcome.changes);
+                events.extend(outcome.events.into_iter().map(|event| Event {
+                    revision: entry.index,
+                    time: command.time,
+                    kind: event_type(event.kind),
+                    name: event.name,
+                    summary: event.summary,
+                }));
                 decisions.push(outcome.reply);
             }
         }
         changes.sort_unstable();
         changes.dedup();
+        if let Some(last) = entries.last() {
+            self.changes.events.append(last.index, events);
+        }
         self.changes.publish(&changes);
         decisions
     }
@@ -91,8 +104,16 @@ impl StateMachine for Machine {
             ));
         }
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = restored;
-        self.changes.publish_all();
+        self.changes.publish_all(index);
         Ok(())
+    }
+}
+
+fn event_type(kind: EventKind) -> WatchEventType {
+    match kind {
+        EventKind::Created => WatchEventType::Created,
+        EventKind::Updated => WatchEventType::Updated,
+        EventKind::Deleted => WatchEventType::Deleted,
     }
 }
 

@@ -34,6 +34,7 @@ use crate::loops;
 use crate::machine::{Decision, Machine};
 use crate::services::{Clusters, Experiments, FileServers, Jobs, Members, Nodes, Workspaces};
 use crate::sessions::Sessions;
+use crate::watch::stream::Watches;
 
 /// Largest message of a client. A job file is far below it.
 const MAX_CLIENT_BYTES: usize = 1024 * 1024;
@@ -322,6 +323,7 @@ fn serve(
         proto::experiment_service_server::ExperimentServiceServer::new(Experiments(shared()));
     let nodes = proto::node_service_server::NodeServiceServer::new(Nodes(shared()));
     let members = proto::member_service_server::MemberServiceServer::new(Members(shared()));
+    let watches = proto::watch_service_server::WatchServiceServer::new(Watches::new(shared()));
     let agents = proto::agent_service_server::AgentServiceServer::new(Sessions(shared()));
     let server = Server::builder()
         .tls_config(identity.server_tls().timeout(HANDSHAKE_WAIT))
@@ -339,6 +341,7 @@ fn serve(
         .add_service(experiments.max_decoding_message_size(MAX_CLIENT_BYTES))
         .add_service(nodes.max_decoding_message_size(MAX_CLIENT_BYTES))
         .add_service(members.max_decoding_message_size(MAX_CLIENT_BYTES))
+        .add_service(watches.max_decoding_message_size(MAX_CLIENT_BYTES))
         .add_service(agents.max_decoding_message_size(MAX_AGENT_BYTES))
         .add_service(peers)
         .add_service(health)

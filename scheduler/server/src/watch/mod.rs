@@ -6,3 +6,4 @@
 
 pub mod job;
 pub mod ring;
+pub mod stream;

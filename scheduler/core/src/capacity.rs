@@ -103,9 +103,18 @@ pub(crate) fn gpus_per_node(spec: &JobSpec) -> u32 {
     spec.resources_per_node.as_ref().map_or(0, |r| r.gpus)
 }
 
+/// GPUs that the job holds in all on nodes of this size.
+pub(crate) fn gpus_of(spec: &JobSpec, gpus_of_a_node: u32) -> u32 {
+    let each = match gpus_per_node(spec) {
+        0 => gpus_of_a_node,
+        part => part,
+    };
+    each.saturating_mul(spec.node_count)
+}
+
 /// Whether the node takes work.
 pub(crate) fn is_ready(node: &Node) -> bool {
-    node.state() == NodeState::Ready
+    node.state() == NodeState::Ready && !node.leaving
 }
 
 /// Number of GPUs.

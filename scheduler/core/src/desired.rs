@@ -1,11 +1,13 @@
 //! What a node's agent shall hold: the whole view, from the state alone (level-triggered).
 
 use trainyard_proto::v1::{
-    Assignment, Attempt, AttemptNode, AttemptPhase, Desired, Job, MountVolumes, Volume,
+    Assignment, Attempt, AttemptNode, AttemptPhase, Desired, Job, MountVolumes, NodeSetupOrder,
+    Volume,
 };
 use trainyard_shared::names::JobName;
 
 use crate::attempt::phase_of;
+use crate::class;
 use crate::resolve;
 use crate::state::{State, cluster_of, node_is_involved};
 
@@ -26,9 +28,35 @@ impl State {
         Desired {
             revision: self.index,
             assignments,
-            setup: None,
+            setup: self.setup_order(node),
             exports: Vec::new(),
         }
+    }
+
+    /// What the node is to be set up for. One that leaves keeps its mounts until its last attempt is gone.
+    fn setup_order(&self, name: &str) -> Option<NodeSetupOrder> {
+        let node = self.nodes.get(name)?;
+        let status = node.setup.as_ref()?;
+        if node.leaving && !self.is_busy(name) {
+            return None;
+        }
+        let cluster = self.clusters.get(&node.cluster)?;
+        let setup = cluster.node_setup.as_ref()?;
+        let (parent, _) = cluster.name.split_once("/clusters/")?;
+        let volumes = setup
+            .mount_volumes
+            .as_ref()
+            .zip(self.workspaces.get(parent))
+            .map(|(mounts, owner)| self.volumes_or_gaps(owner, mounts, "nodeSetup.mountVolumes"))
+            .unwrap_or_default();
+        Some(NodeSetupOrder {
+            cluster: cluster.name.clone(),
+            cluster_uid: cluster.uid.clone(),
+            epoch: status.epoch,
+            volumes,
+            setup_task: setup.setup_task.clone(),
+            path_segment: format!("{}/{}", cluster.name, cluster.uid),
+        })
     }
 
     fn assignment(&self, node: &str, job: &Job) -> Option<Assignment> {
@@ -73,7 +101,7 @@ impl State {
             rendezvous_port: rendezvous_port(attempt),
             cluster: cluster_of(job).to_owned(),
             stop_grace_ms: STOP_GRACE_MS,
-            task_user: String::new(),
+            task_user: cluster.map_or_else(String::new, |c| class::user_of(c).to_owned()),
             spec: Some(spec),
         })
     }

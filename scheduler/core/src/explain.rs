@@ -3,20 +3,28 @@
 
 use std::collections::BTreeSet;
 
+use prost_types::Timestamp;
 use trainyard_proto::v1::{
-    AttemptPhase, BehindOthers, Blocker, EndingPreviousAttempt, ExecutionState, Job,
-    JobExplanation, LargerThanCluster, LargerThanNode, NotEnoughNodes, blocker::Reason,
+    AttemptPhase, BehindOthers, Blocker, Cluster, ClusterDeleting, EndingPreviousAttempt,
+    ExecutionState, Job, JobExplanation, LargerThanCluster, LargerThanNode, NodeState,
+    NotEnoughNodes, blocker::Reason,
 };
 
+use crate::admission::Admission;
 use crate::attempt::phase_of;
 use crate::capacity;
 use crate::placement::{Room, largest_node, never_fits, nodes_of};
-use crate::query::target;
+use crate::scale;
 use crate::state::{State, cluster_of, node_is_involved, queue_key};
 
 impl State {
     /// Explains `job` (a resource name). `unresponsive` nodes count as unusable. `None`: no such job.
-    pub fn explain(&self, job: &str, unresponsive: &BTreeSet<String>) -> Option<JobExplanation> {
+    pub fn explain(
+        &self,
+        job: &str,
+        unresponsive: &BTreeSet<String>,
+        now: &Timestamp,
+    ) -> Option<JobExplanation> {
         let job = &*self.jobs.get(job)?;
         let mut explanation = JobExplanation {
             job: job.name.clone(),
@@ -33,7 +41,7 @@ impl State {
             let before = queue.range(..queue_key(job)).count();
             explanation.queue_position = count(before).saturating_add(1);
         }
-        explanation.blockers = self.blockers(job, cluster, unresponsive);
+        explanation.blockers = self.blockers(job, cluster, unresponsive, now);
         explanation.summary = explanation
             .blockers
             .first()
@@ -41,7 +49,13 @@ impl State {
         Some(explanation)
     }
 
-    fn blockers(&self, job: &Job, cluster: &str, unresponsive: &BTreeSet<String>) -> Vec<Blocker> {
+    fn blockers(
+        &self,
+        job: &Job,
+        cluster: &str,
+        unresponsive: &BTreeSet<String>,
+        now: &Timestamp,
+    ) -> Vec<Blocker> {
         let mut blockers = Vec::new();
         if let Some(ending) = ending_attempt(job) {
             blockers.push(blocker(
@@ -52,16 +66,29 @@ impl State {
         let (Some(spec), Some(held)) = (job.spec.as_ref(), self.clusters.get(cluster)) else {
             return blockers;
         };
+        if scale::is_deleting(held) {
+            blockers.push(blocker(
+                Reason::ClusterDeleting(ClusterDeleting {
+                    cluster: cluster.to_owned(),
+                }),
+                "create the job again on another cluster",
+            ));
+            return blockers;
+        }
         let short = cluster.rsplit('/').next().unwrap_or(cluster);
-        let goal = target(held);
-        if spec.node_count > goal {
+        let most = scale::ceiling(held);
+        if spec.node_count > most {
+            let limit = match scale::auto(held) {
+                Some(_) => "maximum",
+                None => "target",
+            };
             blockers.push(blocker(
                 Reason::LargerThanCluster(LargerThanCluster {
                     wanted: spec.node_count,
-                    target: goal,
+                    target: most,
                 }),
                 format!(
-                    "raise the target of cluster {short} to {}, or ask for fewer nodes",
+                    "raise the {limit} of cluster {short} to {}, or ask for fewer nodes",
                     spec.node_count
                 ),
             ));
@@ -77,9 +104,14 @@ impl State {
             return blockers;
         }
         let room = Room::new(self, cluster, unresponsive);
+        let gpus = capacity::gpus_of(spec, room.gpus_of_a_node());
+        if let Err(reason) = Admission::new(self, now).admits(job, gpus) {
+            let remedy = limit_remedy(&reason);
+            blockers.push(blocker(reason, remedy));
+        }
         let free = room.count(spec);
         if free < spec.node_count {
-            blockers.push(self.not_enough(spec.node_count, free, cluster, goal, unresponsive));
+            blockers.push(self.not_enough(spec.node_count, free, held, unresponsive));
         }
         if let Some(behind) = self.waiting_before(job, cluster) {
             let first = behind.first.clone();
@@ -95,8 +127,7 @@ impl State {
         &self,
         wanted: u32,
         free: u32,
-        cluster: &str,
-        goal: u32,
+        cluster: &Cluster,
         unresponsive: &BTreeSet<String>,
     ) -> Blocker {
         let mut found = NotEnoughNodes {
@@ -104,23 +135,45 @@ impl State {
             free,
             ..NotEnoughNodes::default()
         };
-        let mut held = 0;
-        for node in nodes_of(self, cluster) {
-            held += 1;
-            if !capacity::is_ready(node) || unresponsive.contains(&node.name) {
-                found.unusable += 1;
+        let mut staying = 0;
+        for node in nodes_of(self, &cluster.name) {
+            if node.leaving {
+                found.leaving += 1;
+                continue;
+            }
+            staying += 1;
+            match node.state() {
+                NodeState::Ready if !unresponsive.contains(&node.name) => {}
+                NodeState::Preparing => found.preparing += 1,
+                NodeState::Ready
+                | NodeState::Cleaning
+                | NodeState::Lost
+                | NodeState::Unusable
+                | NodeState::Unspecified => found.unusable += 1,
             }
         }
-        found.missing = goal.saturating_sub(held);
-        found.busy = held.saturating_sub(free).saturating_sub(found.unusable);
+        // What a cluster that scales by itself has not asked for yet, it will ask for in the next plan.
+        let goal = match scale::auto(cluster) {
+            Some(_) => scale::ceiling(cluster).min(scale::goal(cluster).max(wanted)),
+            None => scale::goal(cluster),
+        };
+        found.missing = goal.saturating_sub(staying);
+        found.busy = staying
+            .saturating_sub(free)
+            .saturating_sub(found.unusable)
+            .saturating_sub(found.preparing);
         let remedy = if found.busy > 0 {
             "it starts when running jobs end".to_owned()
+        } else if found.preparing > 0 {
+            "it starts when the nodes are set up; trainyard node list says how far they are"
+                .to_owned()
         } else if found.unusable > 0 {
             "repair the unusable nodes; trainyard node list says what is wrong with them".to_owned()
         } else {
             format!(
-                "connect {} more nodes: start trainyard-agent on hosts of the cluster's class",
-                found.missing
+                "connect {} more nodes: start trainyard-agent on hosts of the cluster's class; {}",
+                found.missing,
+                self.what_the_pool_lacks(cluster)
             )
         };
         blocker(Reason::NotEnoughNodes(found), remedy)
@@ -185,8 +238,8 @@ fn summary(blocker: &Blocker) -> String {
             )
         }
         Some(Reason::NotEnoughNodes(r)) => format!(
-            "it wants {} nodes: {} free, {} busy, {} unusable, {} not connected",
-            r.wanted, r.free, r.busy, r.unusable, r.missing
+            "it wants {} nodes: {} free, {} busy, {} being set up, {} leaving, {} unusable, {} not there",
+            r.wanted, r.free, r.busy, r.preparing, r.leaving, r.unusable, r.missing
         ),
         Some(Reason::BehindOthers(r)) => {
             format!("{} jobs wait before it, {} first", r.jobs, r.first)
@@ -211,6 +264,15 @@ fn summary(blocker: &Blocker) -> String {
         None => "unknown".to_owned(),
     };
     format!("{what}; {}", blocker.remedy)
+}
+
+/// What helps against a limit.
+fn limit_remedy(reason: &Reason) -> String {
+    match reason {
+        Reason::ArrayLimit(_) => "it starts when another job of its array ends".to_owned(),
+        _ => "it starts when others have ended, or when the administrator raises the limit"
+            .to_owned(),
+    }
 }
 
 fn state_summary(job: &Job) -> String {

@@ -1,7 +1,8 @@
 //! What applying a command gives: a reply for the caller and the changes that others want to hear of.
 
 use trainyard_proto::v1::{
-    Cluster, CreateJobArrayResponse, Experiment, FileServer, Job, Node, Quota, Workspace,
+    Cluster, CreateJobArrayResponse, DeleteClusterResponse, Experiment, FileServer, Job, Node,
+    NodeClass, Quota, Workspace,
 };
 use trainyard_shared::validate::FieldViolation;
 
@@ -61,6 +62,10 @@ pub enum Reply {
     Count(u64),
     /// Limits.
     Quota(Quota),
+    /// A node class, counts filled.
+    NodeClass(Box<NodeClass>),
+    /// What became of the jobs of a deleted cluster.
+    ClusterDeleted(DeleteClusterResponse),
 }
 
 /// Something that changed, by resource name.

@@ -1,6 +1,7 @@
 //! Decides which nodes clusters take from the pool and which jobs start where.
 //!
-//! Stages, in order: clusters below their target take fitting nodes from the pool; then each cluster walks its
+//! Stages, in order: clusters that scale by themselves get their goals; clusters above their goal let nodes go; those
+//! below take fitting nodes from the pool, or from low-priority clusters; then each cluster walks its
 //! queue (priority, then age) and starts jobs, gang by gang, until the first that does not fit now. A job that
 //! cannot fit at the cluster's present size is passed over, since waiting for it would wait for an administrator.
 //! Partial-node jobs go to the fullest node that fits, so that whole nodes stay whole. The plan is only a proposal:
@@ -8,26 +9,38 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use prost_types::Timestamp;
 use trainyard_proto::store::v1::{ApplyPlan, NodeAssignment, Start, StartNode};
-use trainyard_proto::v1::{Cluster, Job, JobSpec, Node};
+use trainyard_proto::v1::{Cluster, Job, JobSpec, Node, PowerState};
 
+use crate::admission::Admission;
 use crate::capacity::{self, Free, Holding};
-use crate::query::target;
+use crate::scale;
 use crate::state::State;
 
 /// Most starts in one plan: bounds the size of a command. The loop plans again until nothing is left.
 const MAX_STARTS: usize = 256;
 
-/// What to do now. `unresponsive` nodes (by the leases) get nothing new. Empty: nothing to do.
-pub fn plan(state: &State, unresponsive: &BTreeSet<String>) -> ApplyPlan {
+/// What to do now. `unresponsive` nodes (by the leases) get nothing new.
+pub fn plan(state: &State, unresponsive: &BTreeSet<String>, now: &Timestamp) -> ApplyPlan {
+    let targets = scale::targets(state, now);
+    let (assignments, missing) = grow_clusters(state, unresponsive);
+    let lacking: Vec<(&Cluster, u32)> = missing
+        .into_iter()
+        .filter(|(cluster, _)| !scale::is_low_priority(cluster))
+        .collect();
     let mut plan = ApplyPlan {
-        assignments: grow_clusters(state, unresponsive),
+        assignments,
         starts: Vec::new(),
-        releases: Vec::new(),
-        targets: Vec::new(),
+        releases: scale::releases(state, &targets, &lacking),
+        targets,
     };
+    let leaving: BTreeSet<&str> = plan.releases.iter().map(|r| r.node.as_str()).collect();
+    let mut admission = Admission::new(state, now);
     for (cluster, queue) in &state.indexes.queues {
         let mut room = Room::new(state, cluster, unresponsive);
+        room.nodes
+            .retain(|(node, _)| !leaving.contains(node.name.as_str()));
         for job in queue.values().filter_map(|name| state.jobs.open(name)) {
             if plan.starts.len() >= MAX_STARTS {
                 return plan;
@@ -38,8 +51,15 @@ pub fn plan(state: &State, unresponsive: &BTreeSet<String>) -> ApplyPlan {
             if never_fits(state, cluster, spec) {
                 continue;
             }
+            let gpus = capacity::gpus_of(spec, room.gpus_of_a_node());
+            if admission.admits(job, gpus).is_err() {
+                continue;
+            }
             match room.place(spec) {
-                Some(nodes) => plan.starts.push(start(job, nodes)),
+                Some(nodes) => {
+                    admission.take(job, gpus);
+                    plan.starts.push(start(job, nodes));
+                }
                 None => break,
             }
         }
@@ -47,17 +67,26 @@ pub fn plan(state: &State, unresponsive: &BTreeSet<String>) -> ApplyPlan {
     plan
 }
 
-/// Whether the cluster takes nodes of this node's class.
-pub(crate) fn wants_class(cluster: &Cluster, node: &Node) -> bool {
-    cluster.vm_size.is_empty() || cluster.vm_size.eq_ignore_ascii_case(&node.node_class)
+/// Whether there is nothing to do.
+pub fn is_empty(plan: &ApplyPlan) -> bool {
+    plan.assignments.is_empty()
+        && plan.starts.is_empty()
+        && plan.releases.is_empty()
+        && plan.targets.is_empty()
 }
 
-/// Whether the job asks for more than the cluster has at its present target, however long it waits.
+/// When time alone will next give the plan something to do; `None`: only a change of the state can.
+pub fn next_change(state: &State, now: &Timestamp) -> Option<Timestamp> {
+    scale::next_change(state, now)
+}
+
+/// Whether the job asks for more than the cluster will ever have by itself, however long it waits.
 pub(crate) fn never_fits(state: &State, cluster: &str, spec: &JobSpec) -> bool {
     let Some(cluster) = state.clusters.get(cluster) else {
         return true;
     };
-    if spec.node_count > target(cluster) {
+    let most = scale::ceiling(cluster);
+    if spec.node_count > most {
         return true;
     }
     let wanted = capacity::gpus_per_node(spec);
@@ -65,7 +94,7 @@ pub(crate) fn never_fits(state: &State, cluster: &str, spec: &JobSpec) -> bool {
         .indexes
         .cluster_nodes
         .get(&cluster.name)
-        .is_some_and(|nodes| u32::try_from(nodes.len()).is_ok_and(|n| n >= target(cluster)));
+        .is_some_and(|nodes| u32::try_from(nodes.len()).is_ok_and(|n| n >= most));
     wanted > 0 && complete && wanted > largest_node(state, &cluster.name)
 }
 
@@ -88,29 +117,38 @@ pub(crate) fn nodes_of<'a>(state: &'a State, cluster: &str) -> impl Iterator<Ite
         .filter_map(|name| state.nodes.get(name))
 }
 
-fn grow_clusters(state: &State, unresponsive: &BTreeSet<String>) -> Vec<NodeAssignment> {
+/// Nodes that clusters take from the pool, dedicated ones first, and how many each still lacks then.
+pub(crate) fn grow_clusters<'a>(
+    state: &'a State,
+    unresponsive: &BTreeSet<String>,
+) -> (Vec<NodeAssignment>, Vec<(&'a Cluster, u32)>) {
     let mut pool: Vec<&Node> = state
         .indexes
         .pool
         .iter()
         .filter(|name| !unresponsive.contains(*name))
         .filter_map(|name| state.nodes.get(name))
-        .filter(|node| capacity::is_ready(node))
+        .filter(|node| capacity::is_ready(node) && node.power_state() != PowerState::Stopping)
         .collect();
     let mut assignments = Vec::new();
-    for cluster in state.clusters.values() {
-        let held = state
-            .indexes
-            .cluster_nodes
-            .get(&cluster.name)
-            .map_or(0, BTreeSet::len);
-        let mut missing = usize::try_from(target(cluster))
-            .unwrap_or(usize::MAX)
-            .saturating_sub(held);
+    let mut lacking = Vec::new();
+    let (low, dedicated): (Vec<&Cluster>, Vec<&Cluster>) = state
+        .clusters
+        .values()
+        .partition(|cluster| scale::is_low_priority(cluster));
+    for cluster in dedicated.into_iter().chain(low) {
+        let held = u32::try_from(state.staying(&cluster.name).count()).unwrap_or(u32::MAX);
+        let mut missing = scale::goal(cluster).saturating_sub(held);
+        // Of several classes that would do, the first node decides.
+        let mut class = cluster.node_class.clone();
         pool.retain(|node| {
-            let take = missing > 0 && wants_class(cluster, node);
+            let same = class.is_empty() || state.is_of_class(node, &class);
+            let take = missing > 0 && same && state.fit(cluster, node).is_ok();
             if take {
                 missing -= 1;
+                if class.is_empty() {
+                    class.clone_from(&node.node_class);
+                }
                 assignments.push(NodeAssignment {
                     node: node.name.clone(),
                     cluster: cluster.name.clone(),
@@ -118,8 +156,11 @@ fn grow_clusters(state: &State, unresponsive: &BTreeSet<String>) -> Vec<NodeAssi
             }
             !take
         });
+        if missing > 0 {
+            lacking.push((cluster, missing));
+        }
     }
-    assignments
+    (assignments, lacking)
 }
 
 fn start(job: &Job, nodes: Vec<StartNode>) -> Start {
@@ -142,6 +183,12 @@ impl<'a> Room<'a> {
             .map(|node| (node, capacity::free(node, holdings(state, node))))
             .collect();
         Self { nodes }
+    }
+
+    /// GPUs of the largest of the nodes.
+    pub(crate) fn gpus_of_a_node(&self) -> u32 {
+        let counts = self.nodes.iter().map(|(node, _)| capacity::gpu_count(node));
+        counts.max().unwrap_or(0)
     }
 
     /// Nodes that could take one part of such a job now.

@@ -7,8 +7,8 @@ use std::ops::Bound;
 use prost_types::Timestamp;
 use trainyard_proto::store::v1::{TerminateCause, TerminateJob};
 use trainyard_proto::v1::{
-    AllocationState, Attempt, AttemptPhase, Cluster, Experiment, FileServer, Job, Node, NodeState,
-    NodeStateCounts, ObservedAttempt, Workspace,
+    Attempt, AttemptPhase, Cluster, Experiment, FileServer, Job, Node, NodeState, Observed,
+    ObservedAttempt, Workspace,
 };
 
 use crate::attempt::phase_of;
@@ -127,12 +127,8 @@ impl State {
     }
 
     /// Whether a report of these attempts would change the state: is it worth an entry of the log?
-    pub fn report_differs(
-        &self,
-        node: &str,
-        session_epoch: u64,
-        attempts: &[ObservedAttempt],
-    ) -> bool {
+    pub fn report_differs(&self, node: &str, session_epoch: u64, observed: &Observed) -> bool {
+        let attempts = observed.attempts.as_slice();
         let Some(known) = self.nodes.get(node) else {
             return false;
         };
@@ -140,6 +136,9 @@ impl State {
             return false;
         }
         if known.state() == NodeState::Cleaning && self.is_clean(node, attempts) {
+            return true;
+        }
+        if self.merged_setup(node, observed.setup.as_ref()).is_some() {
             return true;
         }
         attempts.iter().any(|observed| {
@@ -213,37 +212,6 @@ impl State {
         })
     }
 
-    fn with_counts(&self, cluster: &Cluster) -> Cluster {
-        let mut cluster = cluster.clone();
-        let mut counts = NodeStateCounts::default();
-        let names = self.indexes.cluster_nodes.get(&cluster.name);
-        for name in names.into_iter().flatten() {
-            let Some(node) = self.nodes.get(name) else {
-                continue;
-            };
-            match node.state() {
-                NodeState::Ready if self.indexes.holdings.contains_key(name) => {
-                    counts.running_node_count += 1
-                }
-                NodeState::Ready => counts.idle_node_count += 1,
-                NodeState::Cleaning | NodeState::Preparing => counts.preparing_node_count += 1,
-                NodeState::Lost | NodeState::Unusable | NodeState::Unspecified => {
-                    counts.unusable_node_count += 1
-                }
-            }
-        }
-        cluster.nodes = names.into_iter().flatten().cloned().collect();
-        cluster.current_node_count = u32::try_from(cluster.nodes.len()).unwrap_or(u32::MAX);
-        cluster.node_state_counts = Some(counts);
-        let steady = cluster.current_node_count == target(&cluster);
-        cluster.set_allocation_state(if steady {
-            AllocationState::Steady
-        } else {
-            AllocationState::Resizing
-        });
-        cluster
-    }
-
     fn with_attempts(&self, node: &Node) -> Node {
         let mut node = node.clone();
         let held = self.indexes.holdings.get(&node.name);
@@ -254,15 +222,6 @@ impl State {
             .collect();
         node
     }
-}
-
-/// Nodes that the cluster wants.
-pub(crate) fn target(cluster: &Cluster) -> u32 {
-    cluster
-        .scale_settings
-        .as_ref()
-        .and_then(|s| s.manual.as_ref())
-        .map_or(0, |m| m.target_node_count)
 }
 
 /// Prefix of the names of a parent's children; a parent `…/-` is any.

@@ -397,14 +397,16 @@ fn a_report_that_changes_nothing_is_not_worth_an_entry() {
     w.submit("j", 1);
     w.plan();
     let epoch = w.state.node("nodes/n1").unwrap().session_epoch;
-    let running = vec![w.observed("j", status(Running))];
+    let view = |attempt| Observed {
+        attempts: vec![attempt],
+        ..Observed::default()
+    };
+    let running = view(w.observed("j", status(Running)));
     assert!(w.state.report_differs("nodes/n1", epoch, &running));
-    w.report_raw("n1", running.clone());
+    w.report_raw("n1", running.attempts.clone());
     assert!(!w.state.report_differs("nodes/n1", epoch, &running));
-    assert!(
-        !w.state
-            .report_differs("nodes/n1", epoch - 1, &[w.observed("j", status(Cleaned))])
-    );
+    let cleaned = view(w.observed("j", status(Cleaned)));
+    assert!(!w.state.report_differs("nodes/n1", epoch - 1, &cleaned));
 }
 
 #[test]

@@ -203,7 +203,7 @@ fn an_unresponsive_or_lost_node_gets_nothing_new() {
 fn a_stale_plan_never_books_twice() {
     let mut w = World::new(2, 4);
     w.submit("a", 2);
-    let stale = placement::plan(&w.state, &w.unresponsive);
+    let stale = placement::plan(&w.state, &w.unresponsive, &w.time());
     w.plan();
     w.submit_gpus("b", 1, 1);
     let mut forged = stale.clone();
@@ -248,7 +248,7 @@ fn a_long_queue_behind_a_blocked_head_gives_an_empty_plan() {
     for i in 0..2_000 {
         w.submit(&format!("j{i}"), 1);
     }
-    let plan = placement::plan(&w.state, &w.unresponsive);
+    let plan = placement::plan(&w.state, &w.unresponsive, &w.time());
     assert!(plan.starts.is_empty());
     assert_eq!(w.explain("j1999").queue_position, 2_000);
 }

@@ -33,7 +33,8 @@ use super::dependencies::Waits;
 use super::{Applied, Context, Prepared, alive, check_etag, incomplete, parse};
 use crate::jobs::is_over;
 use crate::outcome::{Change, Refusal, Reply};
-use crate::state::{State, is_ended};
+use crate::scale::is_deleting;
+use crate::state::{State, cluster_of, is_ended};
 use crate::{attempt, resolve, retry};
 
 impl State {
@@ -319,7 +320,7 @@ impl State {
 
     /// The state of the job if it has ended.
     fn settle_job(&mut self, context: &mut Context, name: &str) -> Option<ExecutionState> {
-        let (state, nodes, gone) = self.jobs.edit(name, |job| {
+        let (state, nodes, gone, cluster) = self.jobs.edit(name, |job| {
             conclude(job, context);
             job.etag = context.etag();
             let nodes: Vec<String> = job
@@ -328,7 +329,8 @@ impl State {
                 .map(|a| a.nodes.iter().map(|n| n.node.clone()).collect())
                 .unwrap_or_default();
             let gone = job.provisioning_state() == ProvisioningState::Deleting && is_over(job);
-            (job.execution_state(), nodes, gone)
+            let cluster = cluster_of(job).to_owned();
+            (job.execution_state(), nodes, gone, cluster)
         })?;
         if gone {
             self.remove_job(name);
@@ -338,7 +340,10 @@ impl State {
         context.changed(Change::Job(name.to_owned()));
         context.changed(Change::Placement);
         for node in nodes {
-            context.changed(Change::Desired(node));
+            self.node_use_changed(context, &node);
+        }
+        if self.clusters.get(&cluster).is_some_and(is_deleting) {
+            self.settle_cluster(context, &cluster);
         }
         is_ended(state).then_some(state)
     }

@@ -10,10 +10,13 @@ mod dependencies;
 mod experiments;
 mod file_servers;
 mod jobs;
+mod node_classes;
 mod nodes;
 mod plan;
+mod power;
 mod quotas;
 mod retention;
+mod setup;
 mod sweep;
 mod workspaces;
 
@@ -130,6 +133,11 @@ impl State {
                 self.drop_usage(c);
                 Ok(Reply::None)
             }
+            Kind::CreateNodeClass(c) => self.create_node_class(context, c),
+            Kind::DeleteNodeClass(c) => self.delete_node_class(context, c),
+            Kind::RetryNode(c) => self.retry_node(context, c),
+            Kind::SetPower(c) => self.set_power(context, c),
+            Kind::UpdateCluster(c) => self.update_cluster(context, c),
             _ => Err(Refusal::precondition("command", "not yet")),
         }
     }

@@ -5,11 +5,11 @@
 
 use trainyard_proto::store::v1::{Delete, MarkNodesLost, RegisterNode, ReportAttempts};
 use trainyard_proto::v1::{
-    AttemptNodePhase, AttemptPhase, Hello, Node, NodeState, ObservedAttempt,
+    AttemptNodePhase, AttemptPhase, Hello, Node, NodeState, ObservedAttempt, PowerState,
 };
 use trainyard_shared::names::NodeName;
 
-use super::{Applied, Context, incomplete, parse};
+use super::{Applied, Context, incomplete, parse, setup};
 use crate::attempt::{advance, mark_lost, merge_status, phase_of};
 use crate::outcome::{Change, Refusal, RefusalKind, Reply};
 use crate::state::State;
@@ -40,10 +40,24 @@ impl State {
         });
         take_over(node, hello);
         node.session_epoch = context.index;
-        if node.cluster.is_empty() {
+        if node.idle_since.is_none() && !self.indexes.holdings.contains_key(&name) {
+            node.idle_since = Some(context.now);
+        }
+        if node.power_state() != PowerState::On {
+            node.set_power_state(PowerState::On);
+            node.power_state_transition_time = Some(context.now);
+        }
+        let resolved = node.clone();
+        let class = self.resolve_class(&resolved);
+        if let Some(node) = self.nodes.get_mut(&name) {
+            node.node_class = class;
+        }
+        if resolved.cluster.is_empty() {
             self.indexes.pool.insert(name.clone());
         }
         self.merge_report(context, &name, observed);
+        let setup = hello.observed.as_ref().and_then(|o| o.setup.as_ref());
+        self.merge_setup(context, &name, setup);
         self.settle_node(context, &name, observed, true);
         context.changed(Change::Node(name.clone()));
         context.changed(Change::Desired(name.clone()));
@@ -72,6 +86,7 @@ impl State {
             ));
         }
         self.merge_report(context, &command.node, &command.attempts);
+        self.merge_setup(context, &command.node, command.setup.as_ref());
         self.settle_node(context, &command.node, &command.attempts, false);
         Ok(Reply::None)
     }
@@ -89,11 +104,19 @@ impl State {
                 continue;
             }
             node.set_state(NodeState::Lost);
-            node.state_reason =
-                "no heartbeat within the lease and the fencing time: the host or its network is down".to_owned();
+            if node.power_state() == PowerState::Stopping {
+                node.set_power_state(PowerState::Off);
+                node.power_state_transition_time = Some(context.now);
+                node.state_reason = "it was switched off, since it was idle".to_owned();
+            } else {
+                node.state_reason =
+                    "no heartbeat within the lease and the fencing time: the host or its network is down".to_owned();
+            }
             node.state_transition_time = Some(context.now);
             context.changed(Change::Node(lost.node.clone()));
             self.write_off_vanished(context, &lost.node, &[], true);
+            self.finish_leaving(context, &lost.node);
+            self.node_counts_changed(context, &lost.node);
         }
         Ok(Reply::None)
     }
@@ -103,7 +126,8 @@ impl State {
             .nodes
             .get(&command.name)
             .ok_or_else(|| Refusal::not_found(&command.name))?;
-        if node.state() != NodeState::Lost {
+        let gone = node.state() == NodeState::Lost || node.power_state() == PowerState::Failed;
+        if !gone || self.is_busy(&command.name) {
             return Err(Refusal::precondition(
                 &command.name,
                 format!(
@@ -112,9 +136,11 @@ impl State {
                 ),
             ));
         }
+        let cluster = node.cluster.clone();
         self.move_node(&command.name, "");
         self.indexes.pool.remove(&command.name);
         self.nodes.remove(&command.name);
+        self.settle_cluster(context, &cluster);
         context.changed(Change::Node(command.name.clone()));
         context.changed(Change::Placement);
         Ok(Reply::None)
@@ -184,8 +210,9 @@ impl State {
         }
     }
 
-    /// A node that has nothing but what is its own takes work. One that registers with more is cleaning up first; on
-    /// a node that takes work, attempts end all the time, and what they hold is only given away when it is cleaned.
+    /// A node that has nothing but what is its own takes work, once it is set up for its cluster. One that registers with
+    /// more is cleaning up first; on a node that takes work, attempts end all the time, and what they hold is only given
+    /// away when it is cleaned.
     fn settle_node(
         &mut self,
         context: &mut Context,
@@ -194,24 +221,72 @@ impl State {
         registers: bool,
     ) {
         let clean = self.is_clean(name, observed);
+        let Some(node) = self.nodes.get(name) else {
+            return;
+        };
+        if !clean && !registers && node.state() == NodeState::Lost {
+            return;
+        }
+        let (state, reason) = if clean {
+            setup::state(node)
+        } else if registers || node.state() == NodeState::Cleaning {
+            (
+                NodeState::Cleaning,
+                "ending tasks of attempts that were taken from it while it was away".to_owned(),
+            )
+        } else {
+            setup::state(node)
+        };
+        self.set_node_state(context, name, state, reason);
+        self.finish_leaving(context, name);
+    }
+
+    /// Sets state and reason, and tells those who care.
+    pub(super) fn set_node_state(
+        &mut self,
+        context: &mut Context,
+        name: &str,
+        state: NodeState,
+        reason: String,
+    ) {
         let Some(node) = self.nodes.get_mut(name) else {
             return;
         };
-        let (state, reason) = match (clean, registers) {
-            (true, _) => (NodeState::Ready, ""),
-            (false, true) => (
-                NodeState::Cleaning,
-                "ending tasks of attempts that were taken from it while it was away",
-            ),
-            (false, false) => return,
-        };
+        if node.state() == state && node.state_reason == reason {
+            return;
+        }
         if node.state() != state {
             node.set_state(state);
-            node.state_reason = reason.to_owned();
             node.state_transition_time = Some(context.now);
-            context.changed(Change::Node(name.to_owned()));
-            context.changed(Change::Placement);
         }
+        node.state_reason = reason;
+        context.changed(Change::Node(name.to_owned()));
+        context.changed(Change::Placement);
+        self.node_counts_changed(context, name);
+    }
+
+    /// The counts of the node's cluster have changed.
+    fn node_counts_changed(&mut self, context: &mut Context, name: &str) {
+        let Some(node) = self.nodes.get(name) else {
+            return;
+        };
+        if !node.cluster.is_empty() {
+            context.changed(Change::Cluster(node.cluster.clone()));
+        }
+    }
+
+    /// To be called when an attempt begins or ends on a node, after the indexes are up to date.
+    pub(super) fn node_use_changed(&mut self, context: &mut Context, name: &str) {
+        let busy = self.is_busy(name);
+        if let Some(node) = self.nodes.get_mut(name) {
+            if busy {
+                node.idle_since = None;
+            } else if node.idle_since.is_none() {
+                node.idle_since = Some(context.now);
+            }
+        }
+        context.changed(Change::Desired(name.to_owned()));
+        self.finish_leaving(context, name);
     }
 }
 
@@ -220,5 +295,6 @@ fn take_over(node: &mut Node, hello: &Hello) {
     node.agent_address = hello.agent_address.clone();
     node.agent_version = hello.agent_version.clone();
     node.boot_id = hello.boot_id.clone();
-    node.node_class = hello.node_class.clone();
+    node.reported_node_class = hello.node_class.clone();
+    node.node_class_is_set = hello.node_class_is_set;
 }

@@ -3,69 +3,147 @@
 
 use std::collections::BTreeSet;
 
-use trainyard_proto::store::v1::{ApplyPlan, NodeAssignment, Start};
-use trainyard_proto::v1::{Attempt, AttemptNode, AttemptPhase, ExecutionInfo, ExecutionState};
+use trainyard_proto::store::v1::{
+    ApplyPlan, ClusterTarget, NodeAssignment, NodeRelease, ReleaseCause, Start, TerminateCause,
+};
+use trainyard_proto::v1::{
+    Attempt, AttemptNode, AttemptPhase, ExecutionInfo, ExecutionState, NodeDeallocationOption,
+    PowerState,
+};
 
 use super::jobs::set_state;
 use super::{Applied, Context};
+use crate::admission::Admission;
 use crate::attempt::keep_history;
-use crate::capacity;
-use crate::outcome::{Change, Reply};
-use crate::placement::wants_class;
-use crate::query::target;
+use crate::outcome::Reply;
 use crate::state::{State, cluster_of, is_startable};
+use crate::{capacity, scale};
 
 impl State {
     pub(super) fn apply_plan(&mut self, context: &mut Context, command: &ApplyPlan) -> Applied {
+        for target in &command.targets {
+            self.set_target(context, target);
+        }
+        for release in &command.releases {
+            self.release_node(context, release);
+        }
         for assignment in &command.assignments {
             self.assign_node(context, assignment);
         }
         for start in &command.starts {
-            if self.start_fits(start) {
+            if self.start_fits(context, start) {
                 self.start_attempt(context, start);
             }
         }
         Ok(Reply::None)
     }
 
-    fn assign_node(&mut self, context: &mut Context, assignment: &NodeAssignment) {
-        let Some(cluster) = self.clusters.get(&assignment.cluster) else {
+    /// The goal of a cluster that scales by itself.
+    fn set_target(&mut self, context: &mut Context, target: &ClusterTarget) {
+        let Some(cluster) = self.clusters.get_mut(&target.cluster) else {
             return;
         };
-        let held = self
+        let Some(auto) = scale::auto(cluster).filter(|_| !scale::is_deleting(cluster)) else {
+            return;
+        };
+        let maximum = auto.maximum_node_count.max(auto.minimum_node_count);
+        cluster.target_node_count = target.target.clamp(auto.minimum_node_count, maximum);
+        cluster.follows_jobs = true;
+        cluster.etag = context.etag();
+        self.settle_cluster(context, &target.cluster);
+    }
+
+    fn release_node(&mut self, context: &mut Context, release: &NodeRelease) {
+        let (Some(node), Some(cluster)) = (
+            self.nodes.get(&release.node),
+            self.clusters.get(&release.cluster),
+        ) else {
+            return;
+        };
+        if node.cluster != release.cluster || node.leaving {
+            return;
+        }
+        let goal = usize::try_from(scale::goal(cluster)).unwrap_or(usize::MAX);
+        let holds = match release.cause() {
+            ReleaseCause::Preemption => scale::is_low_priority(cluster),
+            ReleaseCause::Unspecified | ReleaseCause::Shrink | ReleaseCause::Deletion => {
+                self.staying(&release.cluster).count() > goal
+                    && (scale::auto(cluster).is_none()
+                        || scale::is_deleting(cluster)
+                        || !self.is_busy(&release.node))
+            }
+        };
+        if !holds {
+            return;
+        }
+        let jobs: Vec<String> = self
             .indexes
-            .cluster_nodes
-            .get(&assignment.cluster)
-            .map_or(0, BTreeSet::len);
-        let Some(node) = self.nodes.get(&assignment.node) else {
+            .holdings
+            .get(&release.node)
+            .into_iter()
+            .flat_map(|held| held.keys().cloned())
+            .collect();
+        // First the mark: what ends from here on must not start on the node again.
+        if let Some(node) = self.nodes.get_mut(&release.node) {
+            node.leaving = true;
+        }
+        for job in jobs {
+            match release.option() {
+                NodeDeallocationOption::Unspecified | NodeDeallocationOption::Requeue => {
+                    self.requeue_job(context, &job, &release.node, release.cause());
+                }
+                NodeDeallocationOption::Terminate => {
+                    self.end_job(context, &job, TerminateCause::ClusterShrunk);
+                }
+                NodeDeallocationOption::Waitforjobcompletion => {}
+            }
+        }
+        self.begin_leaving(context, &release.node, release.option());
+        self.settle_cluster(context, &release.cluster);
+    }
+
+    fn assign_node(&mut self, context: &mut Context, assignment: &NodeAssignment) {
+        let (Some(cluster), Some(node)) = (
+            self.clusters.get(&assignment.cluster),
+            self.nodes.get(&assignment.node),
+        ) else {
             return;
         };
-        let wanted = usize::try_from(target(cluster)).unwrap_or(usize::MAX);
-        if held >= wanted || !node.cluster.is_empty() || !wants_class(cluster, node) {
+        let held = self.staying(&assignment.cluster).count();
+        let goal = usize::try_from(scale::goal(cluster)).unwrap_or(usize::MAX);
+        if held >= goal
+            || !node.cluster.is_empty()
+            || !capacity::is_ready(node)
+            || node.power_state() == PowerState::Stopping
+            || self.fit(cluster, node).is_err()
+        {
             return;
+        }
+        let class = node.node_class.clone();
+        if let Some(cluster) = self.clusters.get_mut(&assignment.cluster)
+            && cluster.node_class.is_empty()
+        {
+            cluster.node_class = class;
         }
         self.move_node(&assignment.node, &assignment.cluster);
-        if held + 1 == wanted
-            && let Some(cluster) = self.clusters.get_mut(&assignment.cluster)
-        {
-            cluster.allocation_state_transition_time = Some(context.now);
-        }
-        context.changed(Change::Node(assignment.node.clone()));
-        context.changed(Change::Cluster(assignment.cluster.clone()));
-        context.changed(Change::Placement);
+        self.order_setup(context, &assignment.node);
+        self.settle_cluster(context, &assignment.cluster);
     }
 
     /// Whether the job still waits and every part of the allocation is free.
-    fn start_fits(&self, start: &Start) -> bool {
+    fn start_fits(&self, context: &Context, start: &Start) -> bool {
         let Some(job) = self.jobs.open(&start.job) else {
             return false;
         };
         let Some(spec) = job.spec.as_ref() else {
             return false;
         };
+        let gpus = start.nodes.iter().map(|n| n.gpus.len()).sum::<usize>();
+        let gpus = u32::try_from(gpus).unwrap_or(u32::MAX);
         let distinct: BTreeSet<&str> = start.nodes.iter().map(|n| n.node.as_str()).collect();
         job.uid == start.uid
             && is_startable(job)
+            && Admission::new(self, &context.now).admits(job, gpus).is_ok()
             && distinct.len() == start.nodes.len()
             && u32::try_from(start.nodes.len()).is_ok_and(|n| n == spec.node_count)
             && start.nodes.iter().all(|part| {

@@ -51,6 +51,14 @@ impl World {
         world
     }
 
+    /// The present time.
+    pub fn time(&self) -> Timestamp {
+        Timestamp {
+            seconds: self.now,
+            nanos: 0,
+        }
+    }
+
     pub fn apply(&mut self, kind: Kind) -> Outcome {
         let command = store::Command {
             format: 1,
@@ -176,8 +184,8 @@ impl World {
     /// Plans and applies until nothing is left to do, as the leader's loop does.
     pub fn plan(&mut self) {
         loop {
-            let plan = placement::plan(&self.state, &self.unresponsive);
-            if plan.assignments.is_empty() && plan.starts.is_empty() {
+            let plan = placement::plan(&self.state, &self.unresponsive, &self.time());
+            if placement::is_empty(&plan) {
                 return;
             }
             let before = self.state.to_snapshot();
@@ -311,7 +319,7 @@ impl World {
 
     pub fn explain(&self, id: &str) -> JobExplanation {
         self.state
-            .explain(&job(id), &self.unresponsive)
+            .explain(&job(id), &self.unresponsive, &self.time())
             .expect("job")
     }
 

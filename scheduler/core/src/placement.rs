@@ -15,8 +15,8 @@ use trainyard_proto::v1::{Cluster, Job, JobSpec, Node, PowerState};
 
 use crate::admission::Admission;
 use crate::capacity::{self, Free, Holding};
-use crate::scale;
 use crate::state::State;
+use crate::{scale, time};
 
 /// Most starts in one plan: bounds the size of a command. The loop plans again until nothing is left.
 const MAX_STARTS: usize = 256;
@@ -77,7 +77,10 @@ pub fn is_empty(plan: &ApplyPlan) -> bool {
 
 /// When time alone will next give the plan something to do; `None`: only a change of the state can.
 pub fn next_change(state: &State, now: &Timestamp) -> Option<Timestamp> {
-    scale::next_change(state, now)
+    [scale::next_change(state, now), state.next_quota_period(now)]
+        .into_iter()
+        .flatten()
+        .min_by_key(time::key)
 }
 
 /// Whether the job asks for more than the cluster will ever have by itself, however long it waits.

@@ -17,8 +17,8 @@ use trainyard_core::Reply;
 use trainyard_proto::store::v1::{RegisterNode, ReportAttempts, command::Kind};
 use trainyard_proto::v1::agent_service_server::AgentService;
 use trainyard_proto::v1::{
-    AgentMessage, Desired, HeartbeatAck, Hello, ObservedAttempt, SchedulerMessage, Welcome,
-    agent_message, scheduler_message,
+    AgentMessage, Desired, HeartbeatAck, Hello, Observed, ObservedAttempt, SchedulerMessage,
+    Welcome, agent_message, scheduler_message,
 };
 use trainyard_replication::ProposeError;
 use trainyard_shared::names::NodeName;
@@ -225,7 +225,7 @@ struct Session<'a> {
     /// Whether the desired view changed since it was last sent.
     push: bool,
     /// The newest view that was not compared with the state yet.
-    observed: Option<Vec<ObservedAttempt>>,
+    observed: Option<Observed>,
 }
 
 /// A report on its way through the log.
@@ -296,7 +296,7 @@ impl Session<'_> {
                 // Messages of a stream come in order; this guards against an agent that sends an old view again.
                 if observed.sequence >= self.sequence {
                     self.sequence = observed.sequence;
-                    self.observed = Some(observed.attempts);
+                    self.observed = Some(observed);
                 }
             }
             Some(agent_message::Kind::Hello(_)) => {
@@ -332,11 +332,11 @@ impl Session<'_> {
     /// The newest view, if the state does not know it yet. Compared only when no report is on its way: the state lacks
     /// what that one will say.
     fn next_report(&mut self) -> Option<Report> {
-        let attempts = self.observed.take()?;
+        let observed = self.observed.take()?;
         let differs = self
             .context
             .state()
-            .report_differs(&self.node, self.epoch, &attempts);
+            .report_differs(&self.node, self.epoch, &observed);
         if !differs {
             return None;
         }
@@ -344,8 +344,9 @@ impl Session<'_> {
         let report = ReportAttempts {
             node: self.node.clone(),
             session_epoch: self.epoch,
-            attempts,
-            ..ReportAttempts::default()
+            attempts: observed.attempts,
+            setup: observed.setup,
+            exports: observed.exports,
         };
         Some(Box::pin(
             async move { propose_report(&context, report).await },

@@ -7,7 +7,7 @@ use trainyard_proto::store::v1::{
     ApplyPlan, ClusterTarget, NodeAssignment, NodeRelease, ReleaseCause, Start, TerminateCause,
 };
 use trainyard_proto::v1::{
-    Attempt, AttemptNode, AttemptPhase, ExecutionInfo, ExecutionState, NodeDeallocationOption,
+    Attempt, AttemptNode, AttemptPhase, ExecutionInfo, ExecutionState, Job, NodeDeallocationOption,
     PowerState,
 };
 
@@ -130,6 +130,13 @@ impl State {
         self.settle_cluster(context, &assignment.cluster);
     }
 
+    /// Whether limits let the job start. What runs is only counted when there is a limit.
+    fn is_admitted(&self, context: &Context, job: &Job, gpus: u32) -> bool {
+        let in_array = job.array.as_ref().is_some_and(|a| a.max_running_jobs > 0);
+        (self.quotas.is_empty() && !in_array)
+            || Admission::new(self, &context.now).admits(job, gpus).is_ok()
+    }
+
     /// Whether the job still waits and every part of the allocation is free.
     fn start_fits(&self, context: &Context, start: &Start) -> bool {
         let Some(job) = self.jobs.open(&start.job) else {
@@ -143,7 +150,7 @@ impl State {
         let distinct: BTreeSet<&str> = start.nodes.iter().map(|n| n.node.as_str()).collect();
         job.uid == start.uid
             && is_startable(job)
-            && Admission::new(self, &context.now).admits(job, gpus).is_ok()
+            && self.is_admitted(context, job, gpus)
             && distinct.len() == start.nodes.len()
             && u32::try_from(start.nodes.len()).is_ok_and(|n| n == spec.node_count)
             && start.nodes.iter().all(|part| {

@@ -28,7 +28,7 @@ pub(super) async fn run(context: Arc<Context>, leadership: Arc<Leadership>) {
                 ApplyPlan::default()
             }
         };
-        let nothing = plan.assignments.is_empty() && plan.starts.is_empty();
+        let nothing = placement::is_empty(&plan);
         if !nothing && plan == last {
             tracing::error!(
                 starts = plan.starts.len(),
@@ -66,7 +66,7 @@ async fn plan(
     tokio::task::spawn_blocking(move || {
         let state = context.state();
         let unresponsive = leadership.unresponsive(&state);
-        placement::plan(&state, &unresponsive)
+        placement::plan(&state, &unresponsive, &context.clock.now())
     })
     .await
 }

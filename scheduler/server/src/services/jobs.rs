@@ -143,7 +143,7 @@ impl JobService for Jobs {
             .map(|l| l.unresponsive(&state))
             .unwrap_or_default();
         state
-            .explain(&request.name, &unresponsive)
+            .explain(&request.name, &unresponsive, &self.0.clock.now())
             .map(Response::new)
             .ok_or_else(|| status::not_found(&request.name))
     }

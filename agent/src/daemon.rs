@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io;
+use std::net::{IpAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::attempt::mounts::ClusterMounts;
 use crate::board::Board;
 use crate::config::Config;
 use crate::confine::{ConfineError, Confinement, TaskUser};
+use crate::exports::{self, Exports};
 use crate::files::{Files, Watcher};
 use crate::helper::Helper;
 use crate::launch;
@@ -162,6 +164,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
         path: config.path.clone(),
         rendezvous_port: 0,
     };
+    let export_program = exports::find_program().filter(|_| config.file_server.enabled);
     let collected = inventory::collect(
         &helper,
         &inventory::Options {
@@ -171,7 +174,7 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
             confinement: confinement.name(),
             image: config.image.clone(),
             task_users: facts.user_names(),
-            can_export: false,
+            can_export: export_program.is_some(),
         },
     )
     .await;
@@ -206,11 +209,21 @@ pub async fn run(config: Config) -> Result<(), DaemonError> {
     let set_up = found_set_up(&host).await;
     leftovers::sweep(&host, &scan.found, set_up.as_ref()).await;
     let setup = Setup::start(&host, set_up);
+    let exports = Exports::start(
+        &host,
+        exports::Settings {
+            program: export_program,
+            bind: ip_of(&address),
+            port: config.file_server.port,
+            roots: config.file_server.roots.clone(),
+        },
+    );
     let supervisor = Supervisor::new(
         Arc::clone(&host),
         scan.found,
         config.spool_keep_bytes,
         setup,
+        exports,
     );
 
     let listener = TcpListener::bind(config.listen)
@@ -322,6 +335,14 @@ fn forget_other_boot(dirs: &Dirs, boot_id: &str, lease: &LeaseFile) -> io::Resul
         record::replace(&path, format!("{boot_id}\n").as_bytes())?;
     }
     Ok(())
+}
+
+/// An address or name of this host as an address, to listen on.
+fn ip_of(address: &str) -> Option<IpAddr> {
+    address.parse().ok().or_else(|| {
+        let mut resolved = (address, 0).to_socket_addrs().ok()?;
+        resolved.next().map(|socket| socket.ip())
+    })
 }
 
 /// `HOST:PORT`, with brackets around an IPv6 address.

@@ -18,7 +18,7 @@ use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 
 use crate::confine::Credentials;
 use crate::launch::{Preflight, edge};
-use crate::{inventory, volumes};
+use crate::{exports, inventory, volumes};
 
 /// Where a helper finds `mount`, `umount` and the programs of mount commands.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -51,6 +51,8 @@ pub(crate) enum Request {
     },
     /// The GPUs by NVIDIA's management library.
     Nvml,
+    /// Finds or makes a directory to export.
+    Export(exports::DirectoryRequest),
 }
 
 /// Why a helper failed.
@@ -203,6 +205,9 @@ impl Request {
             Self::RemoveTree { path } => format!("removing {}", path.display()),
             Self::Preflight { .. } => "looking for the job's script and interpreter".to_owned(),
             Self::Nvml => "asking NVIDIA's management library".to_owned(),
+            Self::Export(request) => {
+                format!("looking at the directory of file server {}", request.uid)
+            }
         }
     }
 }
@@ -247,6 +252,8 @@ fn perform(request: Request) -> Result<serde_json::Value, Failure> {
                 .map_err(|error| Failure::new(format!("cannot become the job's user: {error}")))?;
             edge::check(&preflight).map_err(Failure::new).map(nothing)
         }
+        Request::Export(request) => serde_json::to_value(exports::perform(&request))
+            .map_err(|error| Failure::new(error.to_string())),
         Request::Nvml => {
             let gpus = inventory::perform_nvml()?;
             serde_json::to_value(gpus).map_err(|error| Failure::new(error.to_string()))

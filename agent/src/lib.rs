@@ -15,6 +15,7 @@ pub mod config;
 pub mod confine;
 pub mod daemon;
 pub mod environment;
+pub mod exports;
 pub mod files;
 pub mod helper;
 pub mod inventory;

@@ -17,6 +17,7 @@ use trainyard_proto::v1::{
 use crate::attempt::{self, Attempt, Host};
 use crate::board::AttemptFiles;
 use crate::clock;
+use crate::exports::Exports;
 use crate::reconcile::{Action, AttemptKey, Held, Holding, Node, reconcile};
 use crate::record::Found;
 use crate::retention::{self, Ended};
@@ -33,6 +34,7 @@ pub struct Supervisor {
     revision: u64,
     spool_keep_bytes: u64,
     setup: Setup,
+    exports: Exports,
 }
 
 /// An attempt that the node holds.
@@ -78,6 +80,7 @@ impl Supervisor {
         found: Vec<Found>,
         spool_keep_bytes: u64,
         setup: Setup,
+        exports: Exports,
     ) -> Supervisor {
         let mut supervisor = Supervisor {
             host,
@@ -87,6 +90,7 @@ impl Supervisor {
             revision: 0,
             spool_keep_bytes,
             setup,
+            exports,
         };
         for found in found {
             let key = AttemptKey::of(&found.assignment);
@@ -168,6 +172,7 @@ impl Supervisor {
         }
         self.revision = desired.revision;
         self.setup.tell(desired.setup.as_ref());
+        self.exports.tell(&desired.exports);
         self.desired = Some(desired);
         true
     }

@@ -19,7 +19,7 @@ mod copier;
 mod handle;
 pub mod processes;
 mod supervise;
-mod sys;
+pub(crate) mod sys;
 mod task;
 
 use std::collections::BTreeMap;

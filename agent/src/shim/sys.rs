@@ -9,7 +9,7 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
 /// A descriptor of a process, which stays that process's whatever becomes of its number.
-pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
+pub(crate) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
     // SAFETY: no pointers.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
     let fd =
@@ -22,7 +22,7 @@ pub(super) fn pidfd_open(pid: i32) -> io::Result<OwnedFd> {
 }
 
 /// Sends a signal to the process behind a pidfd.
-pub(super) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
+pub(crate) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Result<()> {
     let none = std::ptr::null::<libc::siginfo_t>();
     // SAFETY: the kernel takes a null siginfo as "like kill(2)".
     let result = unsafe {
@@ -43,7 +43,7 @@ pub(super) fn pidfd_send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> io::Resul
 
 /// Takes the zombie behind a pidfd away, if it is our child and has ended. Anything else is no error: a restarted agent
 /// is not the parent.
-pub(super) fn reap(pidfd: BorrowedFd<'_>) {
+pub(crate) fn reap(pidfd: BorrowedFd<'_>) {
     let Ok(id) = libc::id_t::try_from(pidfd.as_raw_fd()) else {
         return;
     };
@@ -60,7 +60,7 @@ pub(super) fn reap(pidfd: BorrowedFd<'_>) {
 }
 
 /// Lets tokio wait for the end of the process behind a pidfd.
-pub(super) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
+pub(crate) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
     // SAFETY: nobody can close or replace the descriptor while the registration holds a reference to it.
     unsafe {
         AsyncFd::register_with_interest(Arc::new(pidfd), Interest::READABLE)
@@ -70,7 +70,7 @@ pub(super) fn watch(pidfd: OwnedFd) -> io::Result<AsyncFd<Arc<OwnedFd>>> {
 
 /// Forks a child that an ordinary `waitpid` does not see, so that `waitpid(-1)` tells whether anything of the task is
 /// left. Returns 0 in the child.
-pub(super) fn fork_unseen() -> io::Result<i32> {
+pub(crate) fn fork_unseen() -> io::Result<i32> {
     // SAFETY: without flags and stack, clone is fork without an exit signal. The shim has one thread, so that no lock
     // can be held by another one at this moment.
     let pid = unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) };
@@ -81,7 +81,7 @@ pub(super) fn fork_unseen() -> io::Result<i32> {
 }
 
 /// Nanoseconds of `CLOCK_BOOTTIME`, which goes on while the host sleeps.
-pub(super) fn boottime_ns() -> u64 {
+pub(crate) fn boottime_ns() -> u64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_BOOTTIME);
     time.map_or(u64::MAX, |time| {
         let seconds = u64::try_from(time.tv_sec()).unwrap_or(0);

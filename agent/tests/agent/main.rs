@@ -6,6 +6,7 @@
 
 mod attempts;
 mod daemon;
+mod exports;
 mod files;
 mod node;
 mod scheduler;

@@ -11,6 +11,7 @@ use trainyard_agent::attempt::Host;
 use trainyard_agent::attempt::mounts::ClusterMounts;
 use trainyard_agent::board::Board;
 use trainyard_agent::confine::{Confinement, TaskUser};
+use trainyard_agent::exports::{self, Exports};
 use trainyard_agent::helper::Helper;
 use trainyard_agent::layout::{Dirs, Facts};
 use trainyard_agent::lease::LeaseFile;
@@ -188,6 +189,21 @@ impl Agent {
 
     /// The same, on a particular host, keeping so many bytes of logs.
     pub(crate) fn start_as(host: Host, spool_keep_bytes: u64) -> Agent {
+        let nothing = exports::Settings {
+            program: None,
+            bind: None,
+            port: 2049,
+            roots: Vec::new(),
+        };
+        Agent::start_with(host, spool_keep_bytes, nothing)
+    }
+
+    /// The same, allowed to export.
+    pub(crate) fn start_with(
+        host: Host,
+        spool_keep_bytes: u64,
+        settings: exports::Settings,
+    ) -> Agent {
         let host = Arc::new(host);
         let scan = record::scan(&host.dirs).unwrap();
         assert!(scan.unreadable.is_empty(), "{:?}", scan.unreadable);
@@ -199,7 +215,14 @@ impl Agent {
         let supervisor = {
             let found = setup::record::read(&host.dirs.setup()).unwrap();
             let setup = Setup::start(&host, found);
-            Supervisor::new(Arc::clone(&host), scan.found, spool_keep_bytes, setup)
+            let exports = Exports::start(&host, settings);
+            Supervisor::new(
+                Arc::clone(&host),
+                scan.found,
+                spool_keep_bytes,
+                setup,
+                exports,
+            )
         };
         let run = tokio::spawn(
             supervisor.run(receiver, deadline.subscribe(), || (), async move {

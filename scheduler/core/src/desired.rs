@@ -29,7 +29,7 @@ impl State {
             revision: self.index,
             assignments,
             setup: self.setup_order(node),
-            exports: Vec::new(),
+            exports: self.exports_of(node),
         }
     }
 

@@ -21,6 +21,7 @@ mod counts;
 mod desired;
 mod events;
 mod explain;
+mod exports;
 pub mod filter;
 mod jobs;
 pub mod lease;

@@ -138,7 +138,9 @@ impl State {
         if known.state() == NodeState::Cleaning && self.is_clean(node, attempts) {
             return true;
         }
-        if self.merged_setup(node, observed.setup.as_ref()).is_some() {
+        if self.merged_setup(node, observed.setup.as_ref()).is_some()
+            || self.exports_differ(node, &observed.exports)
+        {
             return true;
         }
         attempts.iter().any(|observed| {

@@ -9,6 +9,7 @@ use trainyard_shared::names::{ClusterName, FileServerName, NameError, WorkspaceN
 use trainyard_shared::shares;
 use trainyard_shared::validate::FieldViolation;
 
+use crate::exports::NFS_PORT;
 use crate::state::State;
 
 /// NFS version where a file server names none.
@@ -115,7 +116,7 @@ pub(crate) fn volumes(
         let result = file_server(state, workspace, id)
             .map_err(|message| violation(&field, message))
             .map(|server| {
-                let mut nfs = nfs(server, &reference.source_directory);
+                let mut nfs = nfs(state, server, &reference.source_directory);
                 nfs.mount_options = join_options(&nfs.mount_options, &reference.mount_options);
                 volume(&reference.relative_mount_path, volume::Source::Nfs(nfs))
             });
@@ -144,7 +145,11 @@ pub(crate) fn binding_target(
         Some(storage_binding::Target::HostPath(path)) => Ok(volume::Source::HostPath(path.clone())),
         Some(storage_binding::Target::FileServer(directory)) => {
             let server = file_server(state, workspace, &directory.file_server)?;
-            Ok(volume::Source::Nfs(nfs(server, &directory.directory)))
+            Ok(volume::Source::Nfs(nfs(
+                state,
+                server,
+                &directory.directory,
+            )))
         }
         None => Err(format!("the binding of {} names no target", binding.share)),
     }
@@ -189,20 +194,24 @@ fn file_server<'a>(
     })
 }
 
-fn nfs(server: &FileServer, directory: &str) -> NfsVolume {
-    let Some(file_server::Kind::External(external)) = server.kind.as_ref() else {
-        return NfsVolume {
-            file_server: server.name.clone(),
-            ..NfsVolume::default()
-        };
+fn nfs(state: &State, server: &FileServer, directory: &str) -> NfsVolume {
+    let (address, export, version, options) = match server.kind.as_ref() {
+        Some(file_server::Kind::External(external)) => (
+            external.address.clone(),
+            external.export.clone(),
+            external.nfs_version.as_str(),
+            external.mount_options.clone(),
+        ),
+        Some(file_server::Kind::Managed(managed)) => exported(state, server, &managed.node),
+        None => Default::default(),
     };
-    let version = if external.nfs_version.is_empty() {
+    let version = if version.is_empty() {
         DEFAULT_NFS_VERSION
     } else {
-        &external.nfs_version
+        version
     };
     let directory = directory.trim_matches('/');
-    let export = external.export.trim_end_matches('/');
+    let export = export.trim_end_matches('/');
     let path = match (export.is_empty(), directory.is_empty()) {
         (true, true) => "/".to_owned(),
         (_, true) => export.to_owned(),
@@ -210,10 +219,36 @@ fn nfs(server: &FileServer, directory: &str) -> NfsVolume {
     };
     NfsVolume {
         file_server: server.name.clone(),
-        address: external.address.clone(),
+        address,
         path,
         nfs_version: version.to_owned(),
-        mount_options: external.mount_options.clone(),
+        mount_options: options,
+    }
+}
+
+/// Address, export, version and options of a managed file server. While its node has not said where it is, they are
+/// where it will be by default: the mount fails with the file server's name until then.
+fn exported(
+    state: &State,
+    server: &FileServer,
+    node: &str,
+) -> (String, String, &'static str, String) {
+    match server.mount_settings.as_ref() {
+        Some(mount) => (
+            mount.file_server_internal_ip.clone(),
+            mount.mount_point.clone(),
+            "",
+            format!("port={}", mount.port),
+        ),
+        None => {
+            let inventory = state.nodes.get(node).and_then(|n| n.inventory.as_ref());
+            (
+                inventory.map(|i| i.address.clone()).unwrap_or_default(),
+                format!("/{}", server.uid),
+                "",
+                format!("port={NFS_PORT}"),
+            )
+        }
     }
 }
 

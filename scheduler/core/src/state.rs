@@ -56,6 +56,8 @@ pub(crate) struct Indexes {
     pub(crate) live: BTreeSet<String>,
     /// Jobs of each cluster that have not ended.
     pub(crate) unfinished: BTreeMap<String, BTreeSet<String>>,
+    /// Managed file servers of each node.
+    pub(crate) exports: BTreeMap<String, BTreeSet<String>>,
     /// Jobs of each workspace that are queued, whatever they wait for.
     pub(crate) waiting: BTreeMap<String, BTreeSet<Arc<str>>>,
     /// Jobs of each workspace of which nothing runs any more, by their end. Names are shared with the table of jobs.
@@ -96,6 +98,10 @@ impl State {
             if going(experiment.provisioning_state()) {
                 self.indexes.deleting.insert(name.clone());
             }
+        }
+        let servers: Vec<String> = self.file_servers.keys().cloned().collect();
+        for name in servers {
+            self.index_export(&name, true);
         }
         let names: Vec<Arc<str>> = self.jobs.names().cloned().collect();
         for name in names {

@@ -1,10 +1,11 @@
 //! File servers: create, delete.
 
 use trainyard_proto::store::v1::{CreateFileServer, Delete};
-use trainyard_proto::v1::{FileServer, ProvisioningState, storage_binding};
+use trainyard_proto::v1::{FileServer, ProvisioningState, file_server, storage_binding};
 use trainyard_shared::names::{FileServerName, WorkspaceName};
 
 use super::{Applied, Context, Prepared, check_etag, incomplete, parse};
+use crate::exports;
 use crate::outcome::{Change, Refusal, Reply};
 use crate::resolve;
 use crate::state::State;
@@ -36,7 +37,24 @@ impl State {
         }
         let mut file_server = wanted.clone();
         file_server.creation_time = Some(context.now);
-        file_server.set_provisioning_state(ProvisioningState::Succeeded);
+        file_server.provisioning_state_transition_time = Some(context.now);
+        match file_server.kind.as_mut() {
+            Some(file_server::Kind::Managed(managed)) => {
+                managed.node = self.choose_exporter(&name, managed)?;
+                file_server.set_provisioning_state(ProvisioningState::Updating);
+            }
+            Some(file_server::Kind::External(external)) => {
+                file_server.mount_settings = Some(exports::external_settings(external));
+                file_server.set_provisioning_state(ProvisioningState::Succeeded);
+            }
+            None => {
+                return Err(Refusal::invalid_field(
+                    &name,
+                    "external",
+                    "say which kind it is: external (address and export) or managed",
+                ));
+            }
+        }
         file_server.etag = context.etag();
         Ok(Prepared::New(Box::new(file_server)))
     }
@@ -54,6 +72,10 @@ impl State {
         self.requests
             .remember(&command.request_id, &name, &file_server.uid);
         self.file_servers.insert(name.clone(), file_server.clone());
+        self.index_export(&name, true);
+        if let Some(managed) = exports::managed(&file_server) {
+            context.changed(Change::Desired(managed.node.clone()));
+        }
         context.changed(Change::FileServer(name));
         Ok(Reply::FileServer(file_server))
     }
@@ -69,14 +91,23 @@ impl State {
             .get(name)
             .ok_or_else(|| Refusal::not_found(name))?;
         check_etag(name, &command.etag, &current.etag)?;
+        let node = exports::managed(current).map(|managed| managed.node.clone());
         let parsed = parse::<FileServerName>(name)?;
-        if let Some(user) = self.user_of_file_server(&parsed.workspace(), name) {
+        if !command.force
+            && let Some(user) = self.user_of_file_server(&parsed.workspace(), name)
+        {
             return Err(Refusal::precondition(
                 name,
-                format!("{name} is in use by {user}; release it there first"),
+                format!(
+                    "{name} is in use by {user}; release it there first, or force it: what mounts it from then on fails"
+                ),
             ));
         }
+        self.index_export(name, false);
         self.file_servers.remove(name);
+        if let Some(node) = node {
+            context.changed(Change::Desired(node));
+        }
         context.changed(Change::FileServer(name.clone()));
         Ok(Reply::None)
     }

@@ -86,11 +86,15 @@ impl State {
         let made = self.about_to_create(command);
         let reply = self.dispatch(&mut context, command);
         match reply {
-            Ok(reply) => Outcome {
-                reply: Ok(reply),
-                events: self.events(index, &context.changes, made.as_deref()),
-                changes: context.changes.into_iter().collect(),
-            },
+            Ok(reply) => {
+                let more = self.settle_exports(&context.changes, &context.now);
+                context.changes.extend(more);
+                Outcome {
+                    reply: Ok(reply),
+                    events: self.events(index, &context.changes, made.as_deref()),
+                    changes: context.changes.into_iter().collect(),
+                }
+            }
             Err(refusal) => Outcome {
                 reply: Err(refusal),
                 changes: Vec::new(),

@@ -55,6 +55,14 @@ impl State {
         if resolved.cluster.is_empty() {
             self.indexes.pool.insert(name.clone());
         }
+        self.take_exports(
+            &name,
+            hello
+                .observed
+                .as_ref()
+                .map(|o| o.exports.as_slice())
+                .unwrap_or_default(),
+        );
         self.merge_report(context, &name, observed);
         let setup = hello.observed.as_ref().and_then(|o| o.setup.as_ref());
         self.merge_setup(context, &name, setup);
@@ -84,6 +92,9 @@ impl State {
                     command.node
                 ),
             ));
+        }
+        if self.take_exports(&command.node, &command.exports) {
+            context.changed(Change::Node(command.node.clone()));
         }
         self.merge_report(context, &command.node, &command.attempts);
         self.merge_setup(context, &command.node, command.setup.as_ref());

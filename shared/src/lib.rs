@@ -11,6 +11,7 @@ pub mod json;
 pub mod names;
 pub mod reason;
 pub mod shares;
+pub mod sweep;
 pub mod time;
 pub mod toolkit;
 pub mod validate;

@@ -8,7 +8,8 @@ use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use trainyard_proto::v1::{Cluster, Job, Node};
+use trainyard_proto::store::v1::{TerminateCause, TerminateJob};
+use trainyard_proto::v1::{Cluster, ExecutionState, Job, Node};
 
 use crate::filter::{Filter, Order};
 use crate::jobs::OrderKey;
@@ -114,6 +115,32 @@ impl State {
                 },
             )
         }
+    }
+
+    /// At most `limit` jobs below `parent` that match and have neither ended nor been told to, in order of name.
+    pub fn terminable(&self, parent: &str, filter: &Filter, limit: usize) -> Vec<TerminateJob> {
+        let scope = JobScope::of(parent);
+        let upper = successor(&scope.prefix);
+        let (from, to) = name_bounds(&scope.prefix, &upper, "", false);
+        self.jobs
+            .range(from, to)
+            .filter(|name| scope.holds(name))
+            // A sealed job has ended.
+            .filter_map(|name| self.jobs.open(name))
+            .filter(|job| match job.execution_state() {
+                ExecutionState::Queued | ExecutionState::Running => filter.matches_job(job),
+                ExecutionState::Unspecified
+                | ExecutionState::Terminating
+                | ExecutionState::Succeeded
+                | ExecutionState::Failed => false,
+            })
+            .take(limit)
+            .map(|job| TerminateJob {
+                name: job.name.clone(),
+                cause: TerminateCause::Requested.into(),
+                uid: job.uid.clone(),
+            })
+            .collect()
     }
 
     /// A slice of nodes; see [`State::list_jobs`].

@@ -4,6 +4,7 @@
 
 use trainyard_proto::store::v1::{Command, command::Kind};
 
+use super::arrays::NewArray;
 use super::{Applied, Context};
 use crate::outcome::{Refusal, RefusalKind, Reply};
 use crate::state::State;
@@ -28,6 +29,9 @@ impl State {
             Some(Kind::CreateJob(c)) => self
                 .prepare_job(context, c)?
                 .into_reply(|job| Reply::Job(Box::new(job))),
+            Some(Kind::CreateJobArray(c)) => self
+                .prepare_job_array(context, c)?
+                .into_reply(NewArray::into_reply),
             _ => {
                 return Err(Refusal::new(
                     RefusalKind::InvalidArgument,

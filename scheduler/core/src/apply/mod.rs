@@ -4,6 +4,7 @@
 //! command is trusted to fit: placement's plans are verified part by part, so that a stale plan can never book a
 //! GPU twice. Nothing here may panic: a command that makes no sense is refused on every member alike.
 
+mod arrays;
 mod check;
 mod clusters;
 mod dependencies;
@@ -122,6 +123,7 @@ impl State {
             Kind::CreateExperiment(c) => self.create_experiment(context, c),
             Kind::DeleteExperiment(c) => self.delete_experiment(context, c),
             Kind::CreateJob(c) => self.create_job(context, c),
+            Kind::CreateJobArray(c) => self.create_job_array(context, c),
             Kind::TerminateJob(c) => self.terminate_job(context, c),
             Kind::TerminateJobs(c) => self.terminate_jobs(context, c),
             Kind::DeleteJob(c) => self.delete_job(context, c),
@@ -142,7 +144,6 @@ impl State {
             Kind::RetryNode(c) => self.retry_node(context, c),
             Kind::SetPower(c) => self.set_power(context, c),
             Kind::UpdateCluster(c) => self.update_cluster(context, c),
-            _ => Err(Refusal::precondition("command", "not yet")),
         }
     }
 

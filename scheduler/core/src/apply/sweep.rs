@@ -121,6 +121,7 @@ impl State {
             context.changed(Change::Experiment(name.to_owned()));
         }
         if self.workspaces.remove(name).is_some() {
+            self.quotas.remove(&format!("{name}/quota"));
             context.changed(Change::Workspace(name.to_owned()));
         }
     }

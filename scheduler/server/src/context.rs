@@ -107,15 +107,32 @@ impl Context {
         }
     }
 
+    /// Proposes the creation of a resource or, when that is all that is asked for, checks what it would come to.
+    pub async fn create(&self, kind: Kind, validate_only: bool) -> Result<Reply, Status> {
+        if !validate_only {
+            return self.propose(kind).await;
+        }
+        // What was acknowledged before counts.
+        self.catch_up(&MetadataMap::new()).await?;
+        let command = self.command(kind);
+        let checked = self.state().check(&command);
+        checked.map_err(|refusal| status::refusal(&refusal))
+    }
+
     /// As [`Context::propose`], for callers who tell the errors apart.
     pub async fn decide(&self, kind: Kind) -> Result<Decision, ProposeError> {
-        let command = Command {
+        let command = self.command(kind);
+        let applied = self.log.propose(command.encode_to_vec()).await?;
+        Ok(applied.outcome)
+    }
+
+    /// A command at this moment.
+    fn command(&self, kind: Kind) -> Command {
+        Command {
             format: COMMAND_FORMAT,
             time: Some(self.clock.now()),
             kind: Some(kind),
-        };
-        let applied = self.log.propose(command.encode_to_vec()).await?;
-        Ok(applied.outcome)
+        }
     }
 
     /// The term that this member leads, or the status that sends the caller to the leader.

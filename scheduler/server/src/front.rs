@@ -1,7 +1,8 @@
 //! What every request passes first: who calls, may they, and is this the member to answer.
 //!
 //! The caller's role comes from the certificate of the connection and from nowhere else. A client's request that only the
-//! leader can answer is passed on to it as it is, body and all; a header stops it from being passed on twice.
+//! leader can answer is passed on to it as it is, body and all; a header stops it from being passed on twice, and another
+//! names the client, which only a member is believed to say.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -24,6 +25,8 @@ use crate::status;
 
 /// Header of a request that another member passed on: the id of that member.
 const FORWARDED: &str = "trainyard-forwarded";
+/// Header of a request that another member passed on: the name of the client that sent it.
+const USER: &str = "trainyard-user";
 /// How long a request waits for a leader to be elected.
 const LEADER_WAIT: Duration = Duration::from_secs(3);
 /// How long an answer may take once the leader that should give it leads no more.
@@ -34,6 +37,20 @@ const MAX_KNOWN: usize = 4096;
 /// Who calls: the role in the certificate. An extension of every request that passed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer(pub Arc<Role>);
+
+/// Name of the client that sent a request, wherever it came in; empty when a member asks by itself.
+pub fn caller<T>(request: &tonic::Request<T>) -> String {
+    match request.extensions().get::<Peer>().map(|peer| &*peer.0) {
+        Some(Role::Client(name)) => name.clone(),
+        Some(Role::Member(_)) => request
+            .metadata()
+            .get(USER)
+            .and_then(|name| name.to_str().ok())
+            .unwrap_or_default()
+            .to_owned(),
+        Some(Role::Node(_)) | None => String::new(),
+    }
+}
 
 /// Who may call what.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -177,6 +194,8 @@ impl Gate {
             request.headers().contains_key(FORWARDED) && matches!(*peer.0, Role::Member(_));
         if let Role::Member(id) = *peer.0 {
             request.extensions_mut().insert(CallerMember(id));
+        } else {
+            request.headers_mut().remove(USER);
         }
         request.extensions_mut().insert(peer);
         let stale = reads(request.uri().path())
@@ -236,6 +255,9 @@ impl Gate {
         request
             .headers_mut()
             .insert(FORWARDED, HeaderValue::from(context.config.member_id));
+        if let Some(user) = client_of(&request) {
+            request.headers_mut().insert(USER, user);
+        }
         let answer = async {
             let ready = channel.ready().await?;
             ready.call(request).await
@@ -294,10 +316,18 @@ impl Gate {
     }
 }
 
+/// The client whose own connection a request came by. Names of clients are plain words, which any header can hold.
+fn client_of(request: &Request<Body>) -> Option<HeaderValue> {
+    match &*request.extensions().get::<Peer>()?.0 {
+        Role::Client(name) => HeaderValue::from_str(name).ok(),
+        Role::Member(_) | Role::Node(_) => None,
+    }
+}
+
 /// Whether a method only reads, so that any member can answer it from its own state.
 fn reads(path: &str) -> bool {
     let method = path.rsplit('/').next().unwrap_or_default();
-    ["Get", "List", "Explain", "Watch", "Stream"]
+    ["Get", "List", "Explain", "Watch", "Stream", "Report"]
         .iter()
         .any(|verb| method.starts_with(verb))
 }
@@ -314,13 +344,40 @@ fn describe(role: &Role) -> String {
 mod tests {
     use super::*;
 
+    /// Every method of the services for clients, by the protocol itself.
+    fn methods() -> Vec<String> {
+        use prost::Message as _;
+        let files =
+            prost_types::FileDescriptorSet::decode(trainyard_proto::FILE_DESCRIPTOR_SET).unwrap();
+        files
+            .file
+            .iter()
+            .flat_map(|file| file.service.iter().map(move |s| (file.package(), s)))
+            .flat_map(|(package, service)| {
+                let path = format!("/{package}.{}", service.name());
+                service
+                    .method
+                    .iter()
+                    .map(move |m| format!("{path}/{}", m.name()))
+            })
+            .filter(|path| Class::of(path) == Class::Client)
+            .collect()
+    }
+
     #[test]
     fn only_reads_may_be_stale() {
-        assert!(reads("/trainyard.v1.JobService/GetJob"));
-        assert!(reads("/trainyard.v1.JobService/StreamLogs"));
-        assert!(!reads("/trainyard.v1.JobService/CreateJob"));
-        assert!(!reads("/trainyard.v1.JobService/TerminateJob"));
-        assert!(!reads("/trainyard.v1.WorkspaceService/UpdateWorkspace"));
+        let methods = methods();
+        assert!(methods.len() > 40, "{methods:?}");
+        for path in methods {
+            let method = path.rsplit('/').next().unwrap();
+            let writes = ["Create", "Update", "Delete", "Terminate", "Retry"]
+                .iter()
+                .any(|verb| method.starts_with(verb));
+            assert_ne!(reads(&path), writes, "{path} is neither, or both");
+        }
+        assert!(reads("/trainyard.v1.UsageService/ReportUsage"));
+        assert!(reads("/trainyard.v1.WatchService/Watch"));
+        assert!(!reads("/trainyard.v1.JobService/TerminateJobs"));
     }
 
     #[test]

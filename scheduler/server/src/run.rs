@@ -32,7 +32,9 @@ use crate::context::{Clock, Context};
 use crate::front::FrontLayer;
 use crate::loops;
 use crate::machine::{Decision, Machine};
-use crate::services::{Clusters, Experiments, FileServers, Jobs, Members, Nodes, Workspaces};
+use crate::services::{
+    Clusters, Experiments, FileServers, Jobs, Members, Nodes, Usages, Workspaces,
+};
 use crate::sessions::Sessions;
 use crate::watch::stream::Watches;
 
@@ -322,6 +324,7 @@ fn serve(
     let experiments =
         proto::experiment_service_server::ExperimentServiceServer::new(Experiments(shared()));
     let nodes = proto::node_service_server::NodeServiceServer::new(Nodes(shared()));
+    let usages = proto::usage_service_server::UsageServiceServer::new(Usages(shared()));
     let members = proto::member_service_server::MemberServiceServer::new(Members(shared()));
     let watches = proto::watch_service_server::WatchServiceServer::new(Watches::new(shared()));
     let agents = proto::agent_service_server::AgentServiceServer::new(Sessions(shared()));
@@ -340,6 +343,7 @@ fn serve(
         .add_service(file_servers.max_decoding_message_size(MAX_CLIENT_BYTES))
         .add_service(experiments.max_decoding_message_size(MAX_CLIENT_BYTES))
         .add_service(nodes.max_decoding_message_size(MAX_CLIENT_BYTES))
+        .add_service(usages.max_decoding_message_size(MAX_CLIENT_BYTES))
         .add_service(members.max_decoding_message_size(MAX_CLIENT_BYTES))
         .add_service(watches.max_decoding_message_size(MAX_CLIENT_BYTES))
         .add_service(agents.max_decoding_message_size(MAX_AGENT_BYTES))

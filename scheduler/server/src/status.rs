@@ -23,6 +23,9 @@ pub const NOT_LEADER: &str = "NOT_LEADER";
 
 /// The changes that a watch asks for are forgotten: the client lists again.
 pub const REVISION_TOO_OLD: &str = "REVISION_TOO_OLD";
+/// A limit of a quota is reached; the numbers are in the metadata of the details: `quota`, `limitName`, `used`, `limit`
+/// and `wanted`.
+pub const QUOTA_EXCEEDED: &str = "QUOTA_EXCEEDED";
 
 /// What `core` refused.
 pub fn refusal(refusal: &Refusal) -> Status {
@@ -32,15 +35,26 @@ pub fn refusal(refusal: &Refusal) -> Status {
         RefusalKind::FailedPrecondition => (Code::FailedPrecondition, "FAILED_PRECONDITION"),
         RefusalKind::InvalidArgument => (Code::InvalidArgument, "INVALID_ARGUMENT"),
         RefusalKind::Aborted => (Code::Aborted, "CONFLICT"),
-        RefusalKind::ResourceExhausted => (Code::ResourceExhausted, "QUOTA_EXCEEDED"),
+        RefusalKind::ResourceExhausted => (Code::ResourceExhausted, QUOTA_EXCEEDED),
     };
-    let mut details = reasoned(reason);
+    let facts: HashMap<String, String> = refusal
+        .facts
+        .iter()
+        .map(|(key, value)| ((*key).to_owned(), value.clone()))
+        .collect();
+    let mut details = ErrorDetails::with_error_info(reason, DOMAIN, facts);
     describe(&mut details, &refusal.resource, &refusal.message);
     for violation in &refusal.violations {
         details.add_bad_request_violation(&violation.field, &violation.message);
     }
     if refusal.kind == RefusalKind::FailedPrecondition {
         details.add_precondition_failure_violation(reason, &refusal.resource, &refusal.message);
+    }
+    if refusal.kind == RefusalKind::ResourceExhausted {
+        // The subject is the limit, so that a program need not know which resource ran into it.
+        let quota = refusal.facts.iter().find(|(key, _)| *key == "quota");
+        let subject = quota.map_or(refusal.resource.as_str(), |(_, name)| name);
+        details.add_quota_failure_violation(subject, &refusal.message);
     }
     Status::with_error_details(code, &refusal.message, details)
 }
@@ -185,6 +199,9 @@ fn describe(details: &mut ErrorDetails, resource: &str, message: &str) {
 
 /// The type of a resource by its name.
 fn kind_of(resource: &str) -> &'static str {
+    if resource == "quota" || resource.ends_with("/quota") {
+        return "trainyard.v1.Quota";
+    }
     match resource.rsplit('/').nth(1) {
         Some("workspaces") => "trainyard.v1.Workspace",
         Some("clusters") => "trainyard.v1.Cluster",
@@ -192,6 +209,7 @@ fn kind_of(resource: &str) -> &'static str {
         Some("experiments") => "trainyard.v1.Experiment",
         Some("jobs") => "trainyard.v1.Job",
         Some("nodes") => "trainyard.v1.Node",
+        Some("nodeClasses") => "trainyard.v1.NodeClass",
         Some("members") => "trainyard.v1.Member",
         Some(_) | None => "trainyard.v1",
     }
@@ -217,6 +235,30 @@ mod tests {
         );
         let fields = &details.bad_request().unwrap().field_violations;
         assert_eq!(fields[0].field, "scaleSettings");
+    }
+
+    #[test]
+    fn a_limit_that_is_reached_gives_its_numbers() {
+        let mut over = Refusal::new(
+            RefusalKind::ResourceExhausted,
+            "workspaces/w/clusters/c",
+            "1 of 1 clusters are used",
+        );
+        over.facts = vec![
+            ("quota", "workspaces/w/quota".to_owned()),
+            ("limitName", "clusters".to_owned()),
+            ("used", "1".to_owned()),
+        ];
+        let status = refusal(&over);
+        assert_eq!(status.code(), Code::ResourceExhausted);
+        let details = status.get_error_details();
+        let info = details.error_info().unwrap();
+        assert_eq!(info.reason, QUOTA_EXCEEDED);
+        assert_eq!(info.metadata["limitName"], "clusters");
+        let violation = &details.quota_failure().unwrap().violations[0];
+        assert_eq!(violation.subject, "workspaces/w/quota");
+        assert_eq!(kind_of("quota"), "trainyard.v1.Quota");
+        assert_eq!(kind_of("nodeClasses/c"), "trainyard.v1.NodeClass");
     }
 
     #[test]

@@ -3,20 +3,26 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
-use trainyard_core::Reply;
+use trainyard_core::filter::Kind as FilterKind;
+use trainyard_core::{ClustersQuery, Reply};
 use trainyard_proto::store::v1::{self as store, command::Kind};
 use trainyard_proto::v1::cluster_service_server::ClusterService;
 use trainyard_proto::v1::{
-    Cluster, CreateClusterRequest, DeleteClusterRequest, GetClusterRequest, ListClustersRequest,
-    ListClustersResponse,
+    Cluster, CreateClusterRequest, DeleteClusterRequest, DeleteClusterResponse, GetClusterRequest,
+    ListClustersRequest, ListClustersResponse, UpdateClusterRequest,
 };
 use trainyard_shared::names::{ClusterName, WorkspaceName};
 use trainyard_shared::validate;
 
-use super::{check, check_etag, check_request_id, child, list_parent, name, required, unexpected};
+use super::{
+    check, check_etag, check_request_id, child, list_parent, mask, name, required, resource,
+    unexpected,
+};
 use crate::context::{Context, new_uid};
-use crate::page::Cursor;
-use crate::status;
+use crate::page::Listing;
+
+/// What `UpdateCluster` can change.
+const MUTABLE: [&str; 1] = ["scale_settings"];
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -24,13 +30,6 @@ pub struct Clusters(pub Arc<Context>);
 
 #[tonic::async_trait]
 impl ClusterService for Clusters {
-    async fn update_cluster(
-        &self,
-        _request: Request<trainyard_proto::v1::UpdateClusterRequest>,
-    ) -> Result<Response<trainyard_proto::v1::Cluster>, Status> {
-        Err(Status::unimplemented("not answered here"))
-    }
-
     async fn create_cluster(
         &self,
         request: Request<CreateClusterRequest>,
@@ -43,11 +42,11 @@ impl ClusterService for Clusters {
         check(&name, &validate::cluster(&cluster))?;
         cluster.name = name.to_string();
         cluster.uid = new_uid();
-        let command = store::CreateCluster {
+        let command = Kind::CreateCluster(store::CreateCluster {
             cluster: Some(cluster),
             request_id: request.request_id,
-        };
-        match self.0.propose(Kind::CreateCluster(command)).await? {
+        });
+        match self.0.create(command, request.validate_only).await? {
             Reply::Cluster(cluster) => Ok(Response::new(*cluster)),
             other => Err(unexpected(&other)),
         }
@@ -57,51 +56,83 @@ impl ClusterService for Clusters {
         &self,
         request: Request<GetClusterRequest>,
     ) -> Result<Response<Cluster>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
-        let _: ClusterName = name("name", &request.name)?;
-        let state = self.0.state();
-        state
-            .cluster(&request.name)
-            .map(Response::new)
-            .ok_or_else(|| status::not_found(&request.name))
+        let (metadata, _, request) = request.into_parts();
+        resource::get::<ClusterName, _>(&self.0, &metadata, &request.name, |state, name| {
+            state.cluster(name)
+        })
+        .await
     }
 
     async fn list_clusters(
         &self,
         request: Request<ListClustersRequest>,
     ) -> Result<Response<ListClustersResponse>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         list_parent(&request.parent)?;
-        let cursor = Cursor::parse(&request.parent, request.page_size, &request.page_token)?;
-        let found = self
-            .0
-            .state()
-            .clusters(&request.parent, &cursor.after, cursor.limit);
-        let (clusters, next_page_token) = cursor.cut(found, |cluster| &cluster.name);
+        let query = ClustersQuery {
+            parent: request.parent.clone(),
+            filter: resource::filter(FilterKind::Cluster, &request.filter)?,
+            order: resource::order(FilterKind::Cluster, &request.order_by)?,
+        };
+        let listing = Listing {
+            collection: "clusters",
+            parent: &request.parent,
+            filter: &request.filter,
+            order_by: &request.order_by,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+        };
+        let page = resource::list(&self.0, &metadata, listing, |state, after, limit| {
+            state.list_clusters(&query, after, limit, resource::SCAN_BUDGET)
+        })
+        .await?;
         Ok(Response::new(ListClustersResponse {
-            clusters,
-            next_page_token,
-            ..ListClustersResponse::default()
+            clusters: page.items,
+            next_page_token: page.next_page_token,
+            revision: page.revision,
         }))
+    }
+
+    async fn update_cluster(
+        &self,
+        request: Request<UpdateClusterRequest>,
+    ) -> Result<Response<Cluster>, Status> {
+        let request = request.into_inner();
+        let given = required("cluster", request.cluster)?;
+        let name: ClusterName = name("cluster.name", &given.name)?;
+        check_etag(&given.etag)?;
+        mask::paths(request.update_mask.as_ref(), "Cluster", &MUTABLE)?;
+        // What the mask leaves out is not looked at, so it can be anything.
+        let cluster = Cluster {
+            name: given.name,
+            etag: given.etag,
+            scale_settings: Some(required("cluster.scale_settings", given.scale_settings)?),
+            ..Cluster::default()
+        };
+        check(&name, &validate::cluster(&cluster))?;
+        let command = store::UpdateCluster {
+            cluster: Some(cluster),
+            update_mask: request.update_mask,
+        };
+        match self.0.propose(Kind::UpdateCluster(command)).await? {
+            Reply::Cluster(cluster) => Ok(Response::new(*cluster)),
+            other => Err(unexpected(&other)),
+        }
     }
 
     async fn delete_cluster(
         &self,
         request: Request<DeleteClusterRequest>,
-    ) -> Result<Response<trainyard_proto::v1::DeleteClusterResponse>, Status> {
+    ) -> Result<Response<DeleteClusterResponse>, Status> {
         let request = request.into_inner();
-        let _: ClusterName = name("name", &request.name)?;
-        check_etag(&request.etag)?;
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
-            ..store::Delete::default()
+            force: request.force,
         };
-        self.0.propose(Kind::DeleteCluster(command)).await?;
-        Ok(Response::new(
-            trainyard_proto::v1::DeleteClusterResponse::default(),
-        ))
+        match resource::delete::<ClusterName>(&self.0, command, Kind::DeleteCluster).await? {
+            Reply::ClusterDeleted(response) => Ok(Response::new(response)),
+            other => Err(unexpected(&other)),
+        }
     }
 }

@@ -12,10 +12,9 @@ use trainyard_proto::v1::{
 };
 use trainyard_shared::names::{ExperimentName, WorkspaceName};
 
-use super::{check_etag, check_request_id, child, list_parent, name, unexpected};
+use super::{check_request_id, child, list_parent, name, resource, unexpected};
 use crate::context::{Context, new_uid};
-use crate::page::Cursor;
-use crate::status;
+use crate::page::Listing;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -51,34 +50,36 @@ impl ExperimentService for Experiments {
         &self,
         request: Request<GetExperimentRequest>,
     ) -> Result<Response<Experiment>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
-        let _: ExperimentName = name("name", &request.name)?;
-        let state = self.0.state();
-        state
-            .experiment(&request.name)
-            .cloned()
-            .map(Response::new)
-            .ok_or_else(|| status::not_found(&request.name))
+        let (metadata, _, request) = request.into_parts();
+        resource::get::<ExperimentName, _>(&self.0, &metadata, &request.name, |state, name| {
+            state.experiment(name).cloned()
+        })
+        .await
     }
 
     async fn list_experiments(
         &self,
         request: Request<ListExperimentsRequest>,
     ) -> Result<Response<ListExperimentsResponse>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         list_parent(&request.parent)?;
-        let cursor = Cursor::parse(&request.parent, request.page_size, &request.page_token)?;
-        let found = self
-            .0
-            .state()
-            .experiments(&request.parent, &cursor.after, cursor.limit);
-        let (experiments, next_page_token) = cursor.cut(found, |experiment| &experiment.name);
+        let listing = Listing {
+            collection: "experiments",
+            parent: &request.parent,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+            ..Listing::default()
+        };
+        let page = resource::list(&self.0, &metadata, listing, |state, after, limit| {
+            resource::by_name(after, limit, |after, limit| {
+                state.experiments(&request.parent, after, limit)
+            })
+        })
+        .await?;
         Ok(Response::new(ListExperimentsResponse {
-            experiments,
-            next_page_token,
-            ..ListExperimentsResponse::default()
+            experiments: page.items,
+            next_page_token: page.next_page_token,
+            revision: page.revision,
         }))
     }
 
@@ -87,14 +88,12 @@ impl ExperimentService for Experiments {
         request: Request<DeleteExperimentRequest>,
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        let _: ExperimentName = name("name", &request.name)?;
-        check_etag(&request.etag)?;
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
             ..store::Delete::default()
         };
-        self.0.propose(Kind::DeleteExperiment(command)).await?;
+        resource::delete::<ExperimentName>(&self.0, command, Kind::DeleteExperiment).await?;
         Ok(Response::new(()))
     }
 }

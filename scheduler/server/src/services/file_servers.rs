@@ -13,10 +13,9 @@ use trainyard_proto::v1::{
 use trainyard_shared::names::{FileServerName, WorkspaceName};
 use trainyard_shared::validate;
 
-use super::{check, check_etag, check_request_id, child, list_parent, name, required, unexpected};
+use super::{check, check_request_id, child, list_parent, name, required, resource, unexpected};
 use crate::context::{Context, new_uid};
-use crate::page::Cursor;
-use crate::status;
+use crate::page::Listing;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -39,11 +38,11 @@ impl FileServerService for FileServers {
         check(&name, &validate::file_server(&file_server))?;
         file_server.name = name.to_string();
         file_server.uid = new_uid();
-        let command = store::CreateFileServer {
+        let command = Kind::CreateFileServer(store::CreateFileServer {
             file_server: Some(file_server),
             request_id: request.request_id,
-        };
-        match self.0.propose(Kind::CreateFileServer(command)).await? {
+        });
+        match self.0.create(command, request.validate_only).await? {
             Reply::FileServer(file_server) => Ok(Response::new(file_server)),
             other => Err(unexpected(&other)),
         }
@@ -53,34 +52,36 @@ impl FileServerService for FileServers {
         &self,
         request: Request<GetFileServerRequest>,
     ) -> Result<Response<FileServer>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
-        let _: FileServerName = name("name", &request.name)?;
-        let state = self.0.state();
-        state
-            .file_server(&request.name)
-            .cloned()
-            .map(Response::new)
-            .ok_or_else(|| status::not_found(&request.name))
+        let (metadata, _, request) = request.into_parts();
+        resource::get::<FileServerName, _>(&self.0, &metadata, &request.name, |state, name| {
+            state.file_server(name).cloned()
+        })
+        .await
     }
 
     async fn list_file_servers(
         &self,
         request: Request<ListFileServersRequest>,
     ) -> Result<Response<ListFileServersResponse>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         list_parent(&request.parent)?;
-        let cursor = Cursor::parse(&request.parent, request.page_size, &request.page_token)?;
-        let found = self
-            .0
-            .state()
-            .file_servers(&request.parent, &cursor.after, cursor.limit);
-        let (file_servers, next_page_token) = cursor.cut(found, |file_server| &file_server.name);
+        let listing = Listing {
+            collection: "fileServers",
+            parent: &request.parent,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+            ..Listing::default()
+        };
+        let page = resource::list(&self.0, &metadata, listing, |state, after, limit| {
+            resource::by_name(after, limit, |after, limit| {
+                state.file_servers(&request.parent, after, limit)
+            })
+        })
+        .await?;
         Ok(Response::new(ListFileServersResponse {
-            file_servers,
-            next_page_token,
-            ..ListFileServersResponse::default()
+            file_servers: page.items,
+            next_page_token: page.next_page_token,
+            revision: page.revision,
         }))
     }
 
@@ -89,14 +90,12 @@ impl FileServerService for FileServers {
         request: Request<DeleteFileServerRequest>,
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        let _: FileServerName = name("name", &request.name)?;
-        check_etag(&request.etag)?;
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
-            ..store::Delete::default()
+            force: request.force,
         };
-        self.0.propose(Kind::DeleteFileServer(command)).await?;
+        resource::delete::<FileServerName>(&self.0, command, Kind::DeleteFileServer).await?;
         Ok(Response::new(()))
     }
 }

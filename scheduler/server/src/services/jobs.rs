@@ -3,21 +3,27 @@
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
-use trainyard_core::Reply;
+use trainyard_core::filter::Kind as FilterKind;
+use trainyard_core::{JobsQuery, Reply};
 use trainyard_proto::store::v1::{self as store, command::Kind};
 use trainyard_proto::v1::job_service_server::JobService;
 use trainyard_proto::v1::{
-    CreateJobRequest, DeleteJobRequest, ExplainJobRequest, GetJobRequest, Job, JobExplanation,
-    ListJobFilesRequest, ListJobFilesResponse, ListJobsRequest, ListJobsResponse,
-    StreamLogsRequest, TerminateJobRequest, WatchJobRequest,
+    CreateJobArrayRequest, CreateJobArrayResponse, CreateJobRequest, DeleteJobRequest,
+    ExplainJobRequest, GetJobRequest, Job, JobExplanation, JobSpec, ListJobFilesRequest,
+    ListJobFilesResponse, ListJobsRequest, ListJobsResponse, StreamLogsRequest,
+    TerminateJobRequest, TerminateJobsRequest, TerminateJobsResponse, WatchJobRequest,
 };
 use trainyard_shared::names::{ExperimentName, JobName};
 use trainyard_shared::validate;
 
-use super::{check, check_etag, check_request_id, child, name, required, unexpected};
+use super::{check, check_request_id, child, name, required, resource, unexpected};
 use crate::context::{Context, new_uid, wants_stale};
-use crate::page::Cursor;
+use crate::front::caller;
+use crate::page::Listing;
 use crate::{logs, status, watch};
+
+/// Jobs that one command ends: the log must not be held up by one client.
+const TERMINATE_BATCH: usize = 500;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -25,20 +31,6 @@ pub struct Jobs(pub Arc<Context>);
 
 #[tonic::async_trait]
 impl JobService for Jobs {
-    async fn create_job_array(
-        &self,
-        _request: Request<trainyard_proto::v1::CreateJobArrayRequest>,
-    ) -> Result<Response<trainyard_proto::v1::CreateJobArrayResponse>, Status> {
-        Err(Status::unimplemented("not answered here"))
-    }
-
-    async fn terminate_jobs(
-        &self,
-        _request: Request<trainyard_proto::v1::TerminateJobsRequest>,
-    ) -> Result<Response<trainyard_proto::v1::TerminateJobsResponse>, Status> {
-        Err(Status::unimplemented("not answered here"))
-    }
-
     type WatchJobStream = watch::job::JobStream;
     type StreamLogsStream = logs::LogStream;
 
@@ -46,70 +38,131 @@ impl JobService for Jobs {
         &self,
         request: Request<CreateJobRequest>,
     ) -> Result<Response<Job>, Status> {
+        let user = caller(&request);
         let request = request.into_inner();
         let parent: ExperimentName = name("parent", &request.parent)?;
         let name = child("job_id", JobName::new(&parent, &request.job_id))?;
         check_request_id(&request.request_id)?;
         let spec = required("job.spec", request.job.and_then(|job| job.spec))?;
         check(&name, &validate::job(&spec))?;
-        let job = Job {
-            name: name.to_string(),
-            uid: new_uid(),
-            spec: Some(spec),
-            ..Job::default()
-        };
-        let command = store::CreateJob {
-            job: Some(job),
+        let command = Kind::CreateJob(store::CreateJob {
+            job: Some(new_job(name.to_string(), spec, user)),
             request_id: request.request_id,
-        };
-        match self.0.propose(Kind::CreateJob(command)).await? {
+        });
+        match self.0.create(command, request.validate_only).await? {
             Reply::Job(job) => Ok(Response::new(*job)),
             other => Err(unexpected(&other)),
         }
     }
 
-    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
-        self.0.catch_up(request.metadata()).await?;
+    async fn create_job_array(
+        &self,
+        request: Request<CreateJobArrayRequest>,
+    ) -> Result<Response<CreateJobArrayResponse>, Status> {
+        let user = caller(&request);
         let request = request.into_inner();
-        let _: JobName = name("name", &request.name)?;
-        let state = self.0.state();
-        state
-            .job(&request.name)
-            .map(|job| Response::new(job.into_owned()))
-            .ok_or_else(|| status::not_found(&request.name))
+        let parent: ExperimentName = name("parent", &request.parent)?;
+        let name = child("job_id", JobName::new(&parent, &request.job_id))?;
+        check_request_id(&request.request_id)?;
+        let spec = required("job.spec", request.job.and_then(|job| job.spec))?;
+        let sweep = required("sweep", request.sweep)?;
+        check(&name, &validate::job(&spec))?;
+        let command = Kind::CreateJobArray(store::CreateJobArray {
+            job: Some(new_job(name.to_string(), spec, user)),
+            sweep: Some(sweep),
+            request_id: request.request_id,
+        });
+        match self.0.create(command, request.validate_only).await? {
+            Reply::JobArray(array) => Ok(Response::new(array)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn get_job(&self, request: Request<GetJobRequest>) -> Result<Response<Job>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        resource::get::<JobName, _>(&self.0, &metadata, &request.name, |state, name| {
+            state.job(name).map(std::borrow::Cow::into_owned)
+        })
+        .await
     }
 
     async fn list_jobs(
         &self,
         request: Request<ListJobsRequest>,
     ) -> Result<Response<ListJobsResponse>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
+        let (metadata, _, request) = request.into_parts();
         list_parent(&request.parent)?;
-        let cursor = Cursor::parse(&request.parent, request.page_size, &request.page_token)?;
-        let found = self
-            .0
-            .state()
-            .jobs(&request.parent, &cursor.after, cursor.limit);
-        let (jobs, next_page_token) = cursor.cut(found, |job| &job.name);
+        let query = JobsQuery {
+            parent: request.parent.clone(),
+            filter: resource::filter(FilterKind::Job, &request.filter)?,
+            order: resource::order(FilterKind::Job, &request.order_by)?,
+        };
+        let listing = Listing {
+            collection: "jobs",
+            parent: &request.parent,
+            filter: &request.filter,
+            order_by: &request.order_by,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+        };
+        let page = resource::list(&self.0, &metadata, listing, |state, after, limit| {
+            state.list_jobs(&query, after, limit, resource::SCAN_BUDGET)
+        })
+        .await?;
         Ok(Response::new(ListJobsResponse {
-            jobs,
-            next_page_token,
-            ..ListJobsResponse::default()
+            jobs: page.items,
+            next_page_token: page.next_page_token,
+            revision: page.revision,
         }))
     }
 
     async fn delete_job(&self, request: Request<DeleteJobRequest>) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        let _: JobName = name("name", &request.name)?;
-        check_etag(&request.etag)?;
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
             ..store::Delete::default()
         };
-        self.0.propose(Kind::DeleteJob(command)).await?;
+        resource::delete::<JobName>(&self.0, command, Kind::DeleteJob).await?;
         Ok(Response::new(()))
+    }
+
+    async fn terminate_jobs(
+        &self,
+        request: Request<TerminateJobsRequest>,
+    ) -> Result<Response<TerminateJobsResponse>, Status> {
+        // What was acknowledged before must be ended as well.
+        self.0
+            .catch_up(&tonic::metadata::MetadataMap::new())
+            .await?;
+        let request = request.into_inner();
+        let parent: ExperimentName = name("parent", &request.parent)?;
+        let filter = resource::filter(FilterKind::Job, &request.filter)?;
+        if self.0.state().experiment(parent.as_str()).is_none() {
+            return Err(status::not_found(parent.as_str()));
+        }
+        let mut terminated = 0;
+        loop {
+            let jobs = self
+                .0
+                .state()
+                .terminable(parent.as_str(), &filter, TERMINATE_BATCH);
+            let full = jobs.len() == TERMINATE_BATCH;
+            if jobs.is_empty() {
+                break;
+            }
+            let command = store::TerminateJobs { jobs };
+            match self.0.propose(Kind::TerminateJobs(command)).await? {
+                // A batch without effect: somebody else ends the same jobs.
+                Reply::Count(0) => break,
+                Reply::Count(count) => terminated += count,
+                other => return Err(unexpected(&other)),
+            }
+            if !full {
+                break;
+            }
+        }
+        Ok(Response::new(TerminateJobsResponse { terminated }))
     }
 
     async fn terminate_job(
@@ -181,6 +234,17 @@ impl JobService for Jobs {
         let request = request.into_inner();
         let _: JobName = name("name", &request.name)?;
         logs::stream(Arc::clone(&self.0), &request).map(Response::new)
+    }
+}
+
+/// A job as the log is to get it.
+fn new_job(name: String, spec: JobSpec, user: String) -> Job {
+    Job {
+        name,
+        uid: new_uid(),
+        spec: Some(spec),
+        user,
+        ..Job::default()
     }
 }
 

@@ -7,8 +7,12 @@ mod clusters;
 mod experiments;
 mod file_servers;
 mod jobs;
+mod mask;
 mod members;
+mod node_classes;
 mod nodes;
+mod resource;
+mod usage;
 mod workspaces;
 
 pub use clusters::Clusters;
@@ -17,6 +21,7 @@ pub use file_servers::FileServers;
 pub use jobs::Jobs;
 pub use members::Members;
 pub use nodes::Nodes;
+pub use usage::Usages;
 pub use workspaces::Workspaces;
 
 use std::fmt::Display;

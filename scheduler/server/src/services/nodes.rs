@@ -1,19 +1,22 @@
-//! `NodeService`: the hosts that run agents.
+//! `NodeService`: the hosts that run agents, and the classes of their hardware.
 
 use std::sync::Arc;
 
 use tonic::{Request, Response, Status};
+use trainyard_core::filter::Kind as FilterKind;
+use trainyard_core::{NodesQuery, Reply};
 use trainyard_proto::store::v1::{self as store, command::Kind};
 use trainyard_proto::v1::node_service_server::NodeService;
 use trainyard_proto::v1::{
-    DeleteNodeRequest, GetNodeRequest, ListNodesRequest, ListNodesResponse, Node,
+    CreateNodeClassRequest, DeleteNodeClassRequest, DeleteNodeRequest, GetNodeClassRequest,
+    GetNodeRequest, ListNodeClassesRequest, ListNodeClassesResponse, ListNodesRequest,
+    ListNodesResponse, Node, NodeClass, RetryNodeRequest,
 };
 use trainyard_shared::names::NodeName;
 
-use super::name;
+use super::{name, node_classes, resource, unexpected};
 use crate::context::Context;
-use crate::page::Cursor;
-use crate::status;
+use crate::page::Listing;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -21,65 +24,39 @@ pub struct Nodes(pub Arc<Context>);
 
 #[tonic::async_trait]
 impl NodeService for Nodes {
-    async fn retry_node(
-        &self,
-        _request: Request<trainyard_proto::v1::RetryNodeRequest>,
-    ) -> Result<Response<trainyard_proto::v1::Node>, Status> {
-        Err(Status::unimplemented("not answered here"))
-    }
-
-    async fn get_node_class(
-        &self,
-        _request: Request<trainyard_proto::v1::GetNodeClassRequest>,
-    ) -> Result<Response<trainyard_proto::v1::NodeClass>, Status> {
-        Err(Status::unimplemented("not answered here"))
-    }
-
-    async fn list_node_classes(
-        &self,
-        _request: Request<trainyard_proto::v1::ListNodeClassesRequest>,
-    ) -> Result<Response<trainyard_proto::v1::ListNodeClassesResponse>, Status> {
-        Err(Status::unimplemented("not answered here"))
-    }
-
-    async fn create_node_class(
-        &self,
-        _request: Request<trainyard_proto::v1::CreateNodeClassRequest>,
-    ) -> Result<Response<trainyard_proto::v1::NodeClass>, Status> {
-        Err(Status::unimplemented("not answered here"))
-    }
-
-    async fn delete_node_class(
-        &self,
-        _request: Request<trainyard_proto::v1::DeleteNodeClassRequest>,
-    ) -> Result<Response<()>, Status> {
-        Err(Status::unimplemented("not answered here"))
-    }
-
     async fn get_node(&self, request: Request<GetNodeRequest>) -> Result<Response<Node>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
-        let _: NodeName = name("name", &request.name)?;
-        let state = self.0.state();
-        state
-            .node(&request.name)
-            .map(Response::new)
-            .ok_or_else(|| status::not_found(&request.name))
+        let (metadata, _, request) = request.into_parts();
+        resource::get::<NodeName, _>(&self.0, &metadata, &request.name, |state, name| {
+            state.node(name)
+        })
+        .await
     }
 
     async fn list_nodes(
         &self,
         request: Request<ListNodesRequest>,
     ) -> Result<Response<ListNodesResponse>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
-        let cursor = Cursor::parse("nodes", request.page_size, &request.page_token)?;
-        let found = self.0.state().nodes(&cursor.after, cursor.limit);
-        let (nodes, next_page_token) = cursor.cut(found, |node| &node.name);
+        let (metadata, _, request) = request.into_parts();
+        let query = NodesQuery {
+            filter: resource::filter(FilterKind::Node, &request.filter)?,
+            order: resource::order(FilterKind::Node, &request.order_by)?,
+        };
+        let listing = Listing {
+            collection: "nodes",
+            parent: "",
+            filter: &request.filter,
+            order_by: &request.order_by,
+            page_size: request.page_size,
+            page_token: &request.page_token,
+        };
+        let page = resource::list(&self.0, &metadata, listing, |state, after, limit| {
+            state.list_nodes(&query, after, limit, resource::SCAN_BUDGET)
+        })
+        .await?;
         Ok(Response::new(ListNodesResponse {
-            nodes,
-            next_page_token,
-            ..ListNodesResponse::default()
+            nodes: page.items,
+            next_page_token: page.next_page_token,
+            revision: page.revision,
         }))
     }
 
@@ -87,14 +64,54 @@ impl NodeService for Nodes {
         &self,
         request: Request<DeleteNodeRequest>,
     ) -> Result<Response<()>, Status> {
-        let request = request.into_inner();
-        let _: NodeName = name("name", &request.name)?;
         let command = store::Delete {
-            name: request.name,
-            etag: String::new(),
+            name: request.into_inner().name,
             ..store::Delete::default()
         };
-        self.0.propose(Kind::DeleteNode(command)).await?;
+        resource::delete::<NodeName>(&self.0, command, Kind::DeleteNode).await?;
         Ok(Response::new(()))
+    }
+
+    async fn retry_node(
+        &self,
+        request: Request<RetryNodeRequest>,
+    ) -> Result<Response<Node>, Status> {
+        let request = request.into_inner();
+        let _: NodeName = name("name", &request.name)?;
+        let command = store::RetryNode { name: request.name };
+        match self.0.propose(Kind::RetryNode(command)).await? {
+            Reply::Node(node) => Ok(Response::new(*node)),
+            other => Err(unexpected(&other)),
+        }
+    }
+
+    async fn get_node_class(
+        &self,
+        request: Request<GetNodeClassRequest>,
+    ) -> Result<Response<NodeClass>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        node_classes::get(&self.0, &metadata, &request).await
+    }
+
+    async fn list_node_classes(
+        &self,
+        request: Request<ListNodeClassesRequest>,
+    ) -> Result<Response<ListNodeClassesResponse>, Status> {
+        let (metadata, _, request) = request.into_parts();
+        node_classes::list(&self.0, &metadata, &request).await
+    }
+
+    async fn create_node_class(
+        &self,
+        request: Request<CreateNodeClassRequest>,
+    ) -> Result<Response<NodeClass>, Status> {
+        node_classes::create(&self.0, request.into_inner()).await
+    }
+
+    async fn delete_node_class(
+        &self,
+        request: Request<DeleteNodeClassRequest>,
+    ) -> Result<Response<()>, Status> {
+        node_classes::delete(&self.0, request.into_inner()).await
     }
 }

@@ -13,13 +13,20 @@ use trainyard_proto::v1::{
 use trainyard_shared::names::WorkspaceName;
 use trainyard_shared::validate;
 
-use super::{check, check_etag, check_request_id, child, name, required, unexpected};
+use super::{
+    check, check_etag, check_request_id, child, mask, name, required, resource, unexpected,
+};
 use crate::context::{Context, new_uid};
-use crate::page::Cursor;
-use crate::status;
+use crate::page::Listing;
 
 /// What `UpdateWorkspace` can change.
-const MUTABLE: [&str; 4] = ["tags", "storage_bindings", "image_bindings", "allow_root"];
+const MUTABLE: [&str; 5] = [
+    "tags",
+    "storage_bindings",
+    "image_bindings",
+    "allow_root",
+    "retention",
+];
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -38,11 +45,11 @@ impl WorkspaceService for Workspaces {
         check(&name, &validate::workspace(&workspace))?;
         workspace.name = name.to_string();
         workspace.uid = new_uid();
-        let command = store::CreateWorkspace {
+        let command = Kind::CreateWorkspace(store::CreateWorkspace {
             workspace: Some(workspace),
             request_id: request.request_id,
-        };
-        match self.0.propose(Kind::CreateWorkspace(command)).await? {
+        });
+        match self.0.create(command, request.validate_only).await? {
             Reply::Workspace(workspace) => Ok(Response::new(workspace)),
             other => Err(unexpected(&other)),
         }
@@ -52,30 +59,32 @@ impl WorkspaceService for Workspaces {
         &self,
         request: Request<GetWorkspaceRequest>,
     ) -> Result<Response<Workspace>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
-        let _: WorkspaceName = name("name", &request.name)?;
-        let state = self.0.state();
-        state
-            .workspace(&request.name)
-            .cloned()
-            .map(Response::new)
-            .ok_or_else(|| status::not_found(&request.name))
+        let (metadata, _, request) = request.into_parts();
+        resource::get::<WorkspaceName, _>(&self.0, &metadata, &request.name, |state, name| {
+            state.workspace(name).cloned()
+        })
+        .await
     }
 
     async fn list_workspaces(
         &self,
         request: Request<ListWorkspacesRequest>,
     ) -> Result<Response<ListWorkspacesResponse>, Status> {
-        self.0.catch_up(request.metadata()).await?;
-        let request = request.into_inner();
-        let cursor = Cursor::parse("", request.page_size, &request.page_token)?;
-        let found = self.0.state().workspaces(&cursor.after, cursor.limit);
-        let (workspaces, next_page_token) = cursor.cut(found, |workspace| &workspace.name);
+        let (metadata, _, request) = request.into_parts();
+        let listing = Listing {
+            collection: "workspaces",
+            page_size: request.page_size,
+            page_token: &request.page_token,
+            ..Listing::default()
+        };
+        let page = resource::list(&self.0, &metadata, listing, |state, after, limit| {
+            resource::by_name(after, limit, |after, limit| state.workspaces(after, limit))
+        })
+        .await?;
         Ok(Response::new(ListWorkspacesResponse {
-            workspaces,
-            next_page_token,
-            ..ListWorkspacesResponse::default()
+            workspaces: page.items,
+            next_page_token: page.next_page_token,
+            revision: page.revision,
         }))
     }
 
@@ -87,47 +96,32 @@ impl WorkspaceService for Workspaces {
         let given = required("workspace", request.workspace)?;
         let name: WorkspaceName = name("workspace.name", &given.name)?;
         check_etag(&given.etag)?;
-        let mask = required("update_mask", request.update_mask)?;
-        if mask.paths.is_empty() {
-            return Err(status::invalid_field(
-                "update_mask",
-                format!(
-                    "names no field; name what to change: {}",
-                    MUTABLE.join(", ")
-                ),
-            ));
-        }
+        let paths = mask::paths(request.update_mask.as_ref(), "Workspace", &MUTABLE)?;
         // What the mask leaves out is not looked at, so it can be anything.
         let mut workspace = Workspace {
             name: given.name,
             etag: given.etag,
             ..Workspace::default()
         };
-        for path in &mask.paths {
-            match path.as_str() {
-                "tags" => workspace.tags.clone_from(&given.tags),
-                "storage_bindings" => {
-                    workspace
-                        .storage_bindings
-                        .clone_from(&given.storage_bindings);
-                }
-                "image_bindings" => workspace.image_bindings.clone_from(&given.image_bindings),
-                "allow_root" => workspace.allow_root = given.allow_root,
-                other => {
-                    return Err(status::invalid_field(
-                        "update_mask",
-                        format!(
-                            "{other:?} cannot be changed; what can: {}",
-                            MUTABLE.join(", ")
-                        ),
-                    ));
-                }
-            }
+        if paths.contains("tags") {
+            workspace.tags = given.tags;
+        }
+        if paths.contains("storage_bindings") {
+            workspace.storage_bindings = given.storage_bindings;
+        }
+        if paths.contains("image_bindings") {
+            workspace.image_bindings = given.image_bindings;
+        }
+        if paths.contains("allow_root") {
+            workspace.allow_root = given.allow_root;
+        }
+        if paths.contains("retention") {
+            workspace.retention = given.retention;
         }
         check(&name, &validate::workspace(&workspace))?;
         let command = store::UpdateWorkspace {
             workspace: Some(workspace),
-            update_mask: Some(mask),
+            update_mask: request.update_mask,
         };
         match self.0.propose(Kind::UpdateWorkspace(command)).await? {
             Reply::Workspace(workspace) => Ok(Response::new(workspace)),
@@ -140,14 +134,12 @@ impl WorkspaceService for Workspaces {
         request: Request<DeleteWorkspaceRequest>,
     ) -> Result<Response<()>, Status> {
         let request = request.into_inner();
-        let _: WorkspaceName = name("name", &request.name)?;
-        check_etag(&request.etag)?;
         let command = store::Delete {
             name: request.name,
             etag: request.etag,
             ..store::Delete::default()
         };
-        self.0.propose(Kind::DeleteWorkspace(command)).await?;
+        resource::delete::<WorkspaceName>(&self.0, command, Kind::DeleteWorkspace).await?;
         Ok(Response::new(()))
     }
 }

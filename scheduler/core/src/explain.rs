@@ -7,7 +7,7 @@ use prost_types::Timestamp;
 use trainyard_proto::v1::{
     AttemptPhase, BehindOthers, Blocker, Cluster, ClusterDeleting, EndingPreviousAttempt,
     ExecutionState, Job, JobExplanation, LargerThanCluster, LargerThanNode, NodeState,
-    NotEnoughNodes, blocker::Reason,
+    NotEnoughNodes, WaitingForJobs, blocker::Reason,
 };
 
 use crate::admission::Admission;
@@ -57,6 +57,15 @@ impl State {
         now: &Timestamp,
     ) -> Vec<Blocker> {
         let mut blockers = Vec::new();
+        if !job.waiting_for.is_empty() {
+            blockers.push(blocker(
+                Reason::WaitingForJobs(WaitingForJobs {
+                    jobs: job.waiting_for.clone(),
+                }),
+                "it is queued when they have ended as dependsOn asks, and fails if one cannot any more",
+            ));
+            return blockers;
+        }
         if let Some(ending) = ending_attempt(job) {
             blockers.push(blocker(
                 Reason::EndingPreviousAttempt(ending),
@@ -251,7 +260,16 @@ fn summary(blocker: &Blocker) -> String {
                 r.nodes.join(", ")
             )
         }
-        Some(Reason::WaitingForJobs(r)) => format!("it waits for {}", r.jobs.join(", ")),
+        Some(Reason::WaitingForJobs(r)) => {
+            let named: Vec<&str> = r.jobs.iter().take(3).map(String::as_str).collect();
+            let more = r.jobs.len().saturating_sub(named.len());
+            let named = named.join(", ");
+            if more > 0 {
+                format!("it waits for {named} and {more} more jobs")
+            } else {
+                format!("it waits for {named}")
+            }
+        }
         Some(Reason::OverQuota(r)) => format!(
             "{} {} of {} are used by {}",
             r.used, r.limit_name, r.limit, r.quota

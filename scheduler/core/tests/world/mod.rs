@@ -199,6 +199,49 @@ impl World {
         }
     }
 
+    /// Sweeps as the leader's loop does, at most `limit` resources at a time, until nothing more can be done now.
+    pub fn sweep(&mut self, limit: u32) {
+        while self.state.sweep_due() {
+            let (reply, changes) = self.ok(Kind::Sweep(store::Sweep { limit }));
+            let Reply::Count(steps) = reply else {
+                panic!("{reply:?}");
+            };
+            assert!((1..=u64::from(limit)).contains(&steps), "{steps} steps");
+            assert!(!changes.is_empty(), "progress wakes the loop");
+        }
+        self.check();
+    }
+
+    pub fn experiment(&mut self, name: &str) -> Result<Reply, Refusal> {
+        self.apply(Kind::CreateExperiment(store::CreateExperiment {
+            experiment: Some(Experiment {
+                name: name.into(),
+                uid: format!("uid-{name}"),
+                ..Default::default()
+            }),
+            request_id: String::new(),
+        }))
+        .reply
+    }
+
+    /// Runs a job of one node to its end with this exit code.
+    pub fn run(&mut self, id: &str, code: i32) {
+        self.plan();
+        let node = self.nodes_of(id).remove(0);
+        self.report(&node, id, AttemptNodePhase::Running);
+        self.exit(&node, id, code);
+        self.report(&node, id, AttemptNodePhase::Cleaned);
+    }
+
+    /// Code of the first error of an ended job.
+    pub fn error_code(&self, id: &str) -> String {
+        let info = self.job(id).execution_info.unwrap_or_default();
+        info.errors
+            .first()
+            .map(|e| e.code.clone())
+            .unwrap_or_default()
+    }
+
     pub fn job(&self, id: &str) -> Job {
         self.state
             .job(&job(id))
@@ -323,8 +366,41 @@ impl World {
             .expect("job")
     }
 
+    /// No child without its parent, whatever was deleted.
+    pub fn check_parents(&self) {
+        let workspace = |name: &str| {
+            let parent = name.split('/').take(2).collect::<Vec<_>>().join("/");
+            assert!(
+                self.state.workspace(&parent).is_some(),
+                "{name} has no workspace"
+            );
+        };
+        for experiment in self.state.experiments("workspaces/-", "", usize::MAX) {
+            workspace(&experiment.name);
+        }
+        for cluster in self.state.clusters("workspaces/-", "", usize::MAX) {
+            workspace(&cluster.name);
+        }
+        for server in self.state.file_servers("workspaces/-", "", usize::MAX) {
+            workspace(&server.name);
+        }
+        for job in self
+            .state
+            .jobs("workspaces/-/experiments/-", "", usize::MAX)
+        {
+            let (experiment, _) = job.name.split_once("/jobs/").expect("a job's name");
+            assert!(
+                self.state.experiment(experiment).is_some(),
+                "{} has no experiment",
+                job.name
+            );
+            workspace(&job.name);
+        }
+    }
+
     /// What must hold in every state.
     pub fn check(&self) {
+        self.check_parents();
         let bytes = self.state.to_snapshot();
         let copy = State::from_snapshot(&bytes).expect("readable");
         assert_eq!(

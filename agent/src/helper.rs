@@ -110,7 +110,8 @@ impl Helper {
         preflight: &Preflight,
         user: &Credentials,
     ) -> Result<(), HelperError> {
-        if preflight.files.is_empty() && preflight.programs.is_empty() {
+        let nothing = preflight.files.is_empty() && preflight.programs.is_empty();
+        if nothing && preflight.shm_bytes.is_none() {
             return Ok(());
         }
         self.ask(&Request::Preflight {

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr, TcpListener, ToSocketAddrs};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use super::Preflight;
+use super::{Preflight, shm};
 
 /// Interpreter where a job names none: `python` as in Batch AI if the `PATH` has it, else `python3`.
 #[must_use]
@@ -42,6 +42,9 @@ pub fn free_port(address: &str) -> io::Result<(u16, TcpListener)> {
 /// # Errors
 /// The first thing that is not, for people.
 pub(crate) fn check(preflight: &Preflight) -> Result<(), String> {
+    if let Some(bytes) = preflight.shm_bytes {
+        shm::check(bytes)?;
+    }
     for (field, path) in &preflight.files {
         let path = preflight.cwd.join(path);
         let metadata = std::fs::metadata(&path).map_err(|error| match error.kind() {
@@ -107,6 +110,7 @@ mod tests {
                 "torchrunSettings.pythonInterpreterPath".into(),
                 "no-such-python".into(),
             )],
+            shm_bytes: None,
             path: "/usr/bin:/bin".into(),
             cwd: dir.path().to_owned(),
         };

@@ -16,6 +16,7 @@ pub mod edge;
 mod preparation;
 mod pytorch;
 mod shell;
+mod shm;
 mod torchrun;
 
 use std::path::PathBuf;
@@ -67,6 +68,8 @@ pub struct Preflight {
     pub files: Vec<(String, PathBuf)>,
     /// Programs that must be found: field of the job file, name or path.
     pub programs: Vec<(String, String)>,
+    /// Bytes that `/dev/shm` must have.
+    pub shm_bytes: Option<u64>,
     /// Where programs are looked for.
     pub path: String,
     /// What relative paths are relative to.
@@ -130,7 +133,7 @@ pub fn plan(
         layout,
         facts,
     };
-    if let Some(settings) = &spec.custom_toolkit_settings {
+    let mut plan = if let Some(settings) = &spec.custom_toolkit_settings {
         custom::plan(&context, settings)
     } else if let Some(settings) = &spec.py_torch_settings {
         pytorch::plan(&context, settings)
@@ -142,7 +145,9 @@ pub fn plan(
             "this agent launches customToolkitSettings, pyTorchSettings and torchrunSettings, and the job has none of them; \
              upgrade the agent or change the job",
         ))
-    }
+    }?;
+    plan.preflight.shm_bytes = shm::wanted(spec)?;
+    Ok(plan)
 }
 
 /// Whether the tasks meet at a port of the master.
@@ -288,6 +293,7 @@ impl Python<'_> {
                 format!("{}.pythonInterpreterPath", self.key),
                 self.interpreter.clone(),
             )],
+            shm_bytes: None,
             path: env.get("PATH").cloned().unwrap_or_default(),
             cwd: layout.job_root.clone(),
         }

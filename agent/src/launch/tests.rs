@@ -170,6 +170,7 @@ fn one_pytorch_rank_per_node_by_default() {
                 "pyTorchSettings.pythonInterpreterPath".into(),
                 "python3".into()
             )],
+            shm_bytes: None,
             path: "/usr/bin:/bin".into(),
             cwd: "/d/jobs/0d1e2f304152-1".into(),
         }

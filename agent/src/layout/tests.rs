@@ -353,3 +353,44 @@ fn local_directories_can_be_made_twice_and_keep_their_modes() {
         );
     }
 }
+
+#[test]
+fn each_attempt_has_a_shared_directory_of_its_own() {
+    let mut assignment = assignment(TWO, 0, spec());
+    let target = |assignment: &Assignment| layout(assignment).unwrap().shared_target.unwrap();
+    let first = target(&assignment);
+    assignment.attempt = 2;
+    let second = target(&assignment);
+    assert!(first.ends_with("shared"), "{}", first.display());
+    assert!(second.ends_with("shared-2"), "{}", second.display());
+}
+
+#[test]
+fn a_cluster_chooses_among_the_users_that_the_agent_allows() {
+    let dirs = Dirs::new("/d".into());
+    let mut facts = facts();
+    facts.further_users = vec![TaskUser {
+        name: "alice".into(),
+        ..facts.task_user.clone()
+    }];
+    assert_eq!(facts.user_names(), ["trainyard", "alice"]);
+    let mut assignment = assignment(ONE, 0, spec());
+    for (wanted, as_root, user) in [
+        ("", false, "trainyard"),
+        ("alice", false, "alice"),
+        ("trainyard", false, "trainyard"),
+        ("alice", true, "root"),
+    ] {
+        assignment.task_user = wanted.to_owned();
+        assignment.run_as_root = as_root;
+        let layout = Layout::new(&dirs, &assignment, &facts).unwrap();
+        assert_eq!(layout.user.name, user, "{wanted} {as_root}");
+    }
+    assignment.run_as_root = false;
+    for refused in ["mallory", "root"] {
+        assignment.task_user = refused.to_owned();
+        let error = Layout::new(&dirs, &assignment, &facts).unwrap_err();
+        assert_eq!(error.field, "userAccountSettings.adminUserName");
+        assert!(error.message.contains("task_users"), "{error}");
+    }
+}

@@ -64,11 +64,10 @@ pub(super) fn run(spec: &TaskSpec) -> Result<(), RunError> {
     {
         return Err(not_started(spec, RunError::LeasePassed));
     }
-    let child = match task::start(spec) {
-        Ok(child) => child,
+    let main = match task::start(spec) {
+        Ok(pid) => pid,
         Err(error) => return Err(not_started(spec, RunError::Start(error))),
     };
-    let main = i32::try_from(child.id()).unwrap_or(i32::MAX);
     answer(&Answer::Started { task_pid: main });
     let _ = leave_pipes();
 

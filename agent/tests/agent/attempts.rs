@@ -5,7 +5,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::time::Duration;
 
 use trainyard_proto::v1::{
-    AttemptNodePhase as Phase, AttemptPhase, EnvironmentVariable, PyTorchSettings,
+    AttemptNodePhase as Phase, AttemptPhase, ContainerSettings, EnvironmentVariable,
+    PyTorchSettings,
 };
 
 use trainyard_agent::confine::TaskUser;
@@ -507,7 +508,7 @@ async fn tasks_and_their_directories_are_the_users_or_roots_where_it_is_allowed(
 async fn the_shared_directory_goes_with_the_attempt_unless_it_lies_on_a_volume() {
     let place = Place::new();
     let mut agent = Agent::start(&place);
-    let on_volume = place.share().join("segment/shared/met");
+    let on_volume = place.share().join("segment/shared-3/met");
     for (attempt, prefix, kept) in [
         (1, "$AZ_BATCHAI_JOB_TEMP", false),
         (2, place.path().to_str().unwrap(), false),
@@ -520,10 +521,33 @@ async fn the_shared_directory_goes_with_the_attempt_unless_it_lies_on_a_volume()
         let status = agent.until(&job, Phase::Exited).await;
         assert_eq!(status.exit_code, Some(0), "{status:?}");
         agent.finish(&job).await;
-        // Other nodes, or the next attempt, may still use one on a volume.
+        // Other nodes may still use one on a volume.
         assert_eq!(on_volume.exists(), kept, "{prefix}");
-        assert!(!place.path().join("segment/shared").exists(), "{prefix}");
+        let beside = place.path().join(format!("segment/shared-{attempt}"));
+        assert!(!beside.exists(), "{prefix}");
         let left = fs::read_dir(place.data().join("jobs")).unwrap().count();
         assert_eq!(left, 0, "{prefix}");
     }
+}
+
+#[tokio::test]
+async fn a_job_that_wants_more_shared_memory_than_the_node_has_is_not_started() {
+    let place = Place::new();
+    let mut agent = Agent::start(&place);
+    let mut job = place.job("echo started");
+    job.spec.as_mut().unwrap().container_settings = Some(ContainerSettings {
+        shm_size: "999999gb".to_owned(),
+        ..ContainerSettings::default()
+    });
+    agent.desire(&[&job]).await;
+    let status = agent.until(&job, Phase::Failed).await;
+    let error = &status.errors[0];
+    assert!(
+        error.message.contains("containerSettings.shmSize"),
+        "{}",
+        error.message
+    );
+    agent.finish(&job).await;
+    assert_eq!(place.read("stdout.txt"), "");
+    agent.die().await;
 }

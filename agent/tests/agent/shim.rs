@@ -464,6 +464,7 @@ async fn a_task_of_another_user_runs_as_it_and_owns_its_files() {
         gid: 65534,
         groups: vec![65534, 7],
     };
+    scene.spec.copy_as = scene.spec.user.clone();
     for directory in ["share", "work"] {
         std::os::unix::fs::chown(scene.path(directory), Some(65534), Some(65534)).unwrap();
     }

@@ -301,6 +301,7 @@ async fn preflight_looks_as_the_jobs_user() {
             "pyTorchSettings.pythonInterpreterPath".into(),
             "bash".into(),
         )],
+        shm_bytes: None,
         path: "/usr/bin:/bin".into(),
         cwd: place.path("source"),
     };

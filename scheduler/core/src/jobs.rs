@@ -122,18 +122,6 @@ impl JobTable {
         self.by_name.keys()
     }
 
-    /// Number of jobs.
-    pub(crate) fn len(&self) -> usize {
-        self.by_name.len()
-    }
-
-    /// All jobs, in order of name. Sealed ones are decoded on the way.
-    pub(crate) fn iter(&self) -> impl Iterator<Item = Cow<'_, Job>> {
-        self.by_name
-            .iter()
-            .filter_map(|(name, slot)| slot.job(name))
-    }
-
     /// Names within bounds, in order; the other end gives the reverse order.
     pub(crate) fn range(
         &self,

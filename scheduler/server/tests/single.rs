@@ -7,6 +7,7 @@ mod common;
 use common::{Group, create_job, furnish, get_job, job_request};
 use tonic::{Code, Request};
 use tonic_types::StatusExt as _;
+use trainyard_proto::v1::cluster_service_client::ClusterServiceClient;
 use trainyard_proto::v1::job_service_client::JobServiceClient;
 use trainyard_proto::v1::member_service_client::MemberServiceClient;
 use trainyard_proto::v1::peer_service_client::PeerServiceClient;
@@ -119,16 +120,15 @@ async fn errors_carry_code_reason_and_fields() {
     let taken = jobs.create_job(job_request("twice", "")).await.unwrap_err();
     assert_eq!(taken.code(), Code::AlreadyExists);
 
-    let mut workspaces = WorkspaceServiceClient::new(admin.clone());
-    let full = workspaces
-        .delete_workspace(DeleteWorkspaceRequest {
-            name: "workspaces/w".into(),
+    let busy = ClusterServiceClient::new(admin.clone())
+        .delete_cluster(DeleteClusterRequest {
+            name: "workspaces/w/clusters/c".into(),
             ..Default::default()
         })
         .await
         .unwrap_err();
-    assert_eq!(full.code(), Code::FailedPrecondition);
-    let stale = workspaces
+    assert_eq!(busy.code(), Code::FailedPrecondition);
+    let stale = WorkspaceServiceClient::new(admin.clone())
         .update_workspace(UpdateWorkspaceRequest {
             workspace: Some(Workspace {
                 name: "workspaces/w".into(),

@@ -249,8 +249,8 @@ fn a_repeated_deletion_is_without_effect_and_a_stale_etag_refuses_the_first() {
 
 #[test]
 fn many_jobs_go_in_bounded_batches() {
-    const ARRAYS: u32 = 4;
-    const SIZE: u32 = 2_500;
+    const ARRAYS: u32 = 2;
+    const SIZE: u32 = 2_000;
     let mut w = World::new(1, 0);
     for i in 0..ARRAYS {
         array(&mut w, &format!("a{i}"), SIZE);
@@ -265,8 +265,8 @@ fn many_jobs_go_in_bounded_batches() {
         assert!(steps <= 500 && outcome.changes.len() <= 502, "{steps}");
         left = left.saturating_sub(500);
         assert_eq!(w.state.jobs(E, "", usize::MAX).len(), left as usize);
-        w.check_parents();
     }
+    assert_eq!(left, 0);
     assert!(w.state.experiment(E).is_none());
     w.check();
 }
@@ -287,10 +287,10 @@ fn a_deleted_job_that_runs_is_swept_no_second_time() {
 /// Creates and deletes of everything in random order, sweeps of random size in between.
 #[test]
 fn whatever_is_deleted_whenever_no_child_is_left_without_its_parent() {
-    for seed in 0..40 {
+    for seed in 0..24 {
         let mut rng = fastrand::Rng::with_seed(seed);
         let mut w = World::new(2, 0);
-        for _ in 0..150 {
+        for _ in 0..120 {
             let experiment = format!("{W}/experiments/{}", if rng.bool() { "e" } else { "f" });
             let cluster = format!("{W}/clusters/{}", if rng.bool() { "c" } else { "d" });
             let id = format!("j{}", rng.u8(0..6));

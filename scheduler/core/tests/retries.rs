@@ -305,3 +305,54 @@ fn nothing_undoes_a_success() {
     w.lose("n1");
     assert_eq!(retries(&w), (ExecutionState::Succeeded, 0));
 }
+
+fn shrink(w: &mut World, option: NodeDeallocationOption) {
+    w.ok(Kind::UpdateCluster(store::UpdateCluster {
+        cluster: Some(Cluster {
+            name: C.into(),
+            scale_settings: Some(ScaleSettings {
+                manual: Some(ManualScaleSettings {
+                    target_node_count: 0,
+                    node_deallocation_option: option.into(),
+                }),
+                auto_scale: None,
+            }),
+            ..Default::default()
+        }),
+        update_mask: Some(prost_types::FieldMask {
+            paths: vec!["scale_settings".into()],
+        }),
+    }));
+    w.plan();
+}
+
+#[test]
+fn a_shrink_with_requeue_does_not_count_and_one_with_terminate_ends_the_job() {
+    let mut w = world(1, 1, |_| ());
+    w.report("n1", "j", Running);
+    shrink(&mut w, NodeDeallocationOption::Requeue);
+    assert_eq!(retries(&w), (ExecutionState::Queued, 0));
+    let attempt = w.attempt("j");
+    assert_eq!(attempt.outcome(), AttemptOutcome::Preempted);
+    assert_eq!(attempt.errors[0].code, "NodeRemoved");
+    w.report("n1", "j", Cleaned);
+    assert_eq!(retries(&w), (ExecutionState::Queued, 0));
+
+    let mut w = world(1, 1, |_| ());
+    w.report("n1", "j", Running);
+    shrink(&mut w, NodeDeallocationOption::Terminate);
+    w.report("n1", "j", Cleaned);
+    assert_eq!(retries(&w), (ExecutionState::Failed, 0));
+    assert_eq!(w.error_code("j"), "ClusterShrunk");
+}
+
+#[test]
+fn a_request_to_terminate_overrides_a_shrink_that_is_still_at_work() {
+    let mut w = world(1, 1, |_| ());
+    w.report("n1", "j", Running);
+    shrink(&mut w, NodeDeallocationOption::Requeue);
+    w.terminate("j");
+    w.report("n1", "j", Cleaned);
+    assert_eq!(retries(&w), (ExecutionState::Failed, 0));
+    assert_eq!(w.error_code("j"), "JobTerminated");
+}

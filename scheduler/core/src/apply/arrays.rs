@@ -15,7 +15,7 @@ use crate::outcome::{Refusal, RefusalKind, Reply};
 use crate::state::State;
 
 /// Most bytes of all jobs of an array together: the state, its snapshots and one entry's work stay bounded.
-const MAX_BYTES: usize = 64 << 20;
+const MAX_BYTES: usize = 32 << 20;
 /// Most violations that are reported; the jobs of an array tend to share them.
 const MAX_VIOLATIONS: usize = 20;
 

@@ -1,6 +1,6 @@
 //! Managed file servers: which node exports them, to whom, and what they are.
 
-#![allow(clippy::unwrap_used)] // a test's helpers
+#![allow(clippy::unwrap_used, clippy::panic)] // a test's helpers
 
 mod world;
 

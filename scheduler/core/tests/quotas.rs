@@ -1,6 +1,6 @@
 //! Limits: what is refused with the numbers, what waits, and what is said of it.
 
-#![allow(clippy::unwrap_used)] // a test's helpers
+#![allow(clippy::unwrap_used, clippy::panic)] // a test's helpers
 
 mod world;
 

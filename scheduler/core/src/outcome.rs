@@ -40,8 +40,6 @@ pub enum EventKind {
 }
 
 /// The resource that a command made or changed.
-// One lives at a time, on its way to one caller.
-#[allow(clippy::large_enum_variant)]
 #[derive(Debug, Clone, PartialEq)]
 pub enum Reply {
     /// Nothing to show.

@@ -48,7 +48,7 @@ fn create(w: &mut World, name: &str, managed: ManagedFileServer) -> Result<FileS
     }))
     .reply
     .map(|reply| match reply {
-        Reply::FileServer(server) => server,
+        Reply::FileServer(server) => *server,
         other => panic!("{other:?}"),
     })
 }

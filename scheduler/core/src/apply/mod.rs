@@ -62,8 +62,6 @@ impl Context {
 type Applied = Result<Reply, Refusal>;
 
 /// What the checking half of a create has found; it has changed nothing, so that a dry run can share it.
-// One lives at a time, within one command.
-#[allow(clippy::large_enum_variant)]
 enum Prepared<T> {
     /// A repeat of a create: what it made.
     Made(Box<Reply>),

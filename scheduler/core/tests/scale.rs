@@ -1,5 +1,7 @@
 //! Scenarios of clusters that grow and shrink: the three deallocation options, auto-scale, preemption of low priority.
 
+#![allow(clippy::unwrap_used, clippy::panic)] // tests
+
 mod world;
 
 use trainyard_core::{Refusal, Reply, placement};

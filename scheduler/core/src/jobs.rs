@@ -22,6 +22,9 @@ pub(crate) type OrderKey = (u64, u32);
 /// The output directory's segment is made of name and UUID, and is not in the bytes.
 const DERIVED_SEGMENT: u8 = 1;
 
+/// Field of `Job` that holds its UUID.
+const UID: u32 = 3;
+
 /// See the module.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct JobTable {
@@ -162,11 +165,9 @@ impl JobTable {
                         name: name.to_string(),
                         ..Job::default()
                     };
-                    if flags & DERIVED_SEGMENT != 0
-                        && let Some(job) = slot.job(name)
-                    {
-                        rest.job_output_directory_path_segment =
-                            job.job_output_directory_path_segment.clone();
+                    if flags & DERIVED_SEGMENT != 0 {
+                        let uid = uid_of(encoded).unwrap_or_default();
+                        rest.job_output_directory_path_segment = format!("{name}/{uid}");
                     }
                     encode(&rest, &mut scratch);
                 }
@@ -208,6 +209,21 @@ pub(crate) fn is_over(job: &Job) -> bool {
 /// Place of the job in the order of creation.
 pub(crate) fn order_key(job: &Job) -> OrderKey {
     (job.sequence, job.array.as_ref().map_or(0, |a| a.index))
+}
+
+/// The UUID of an encoded job, without decoding the rest of it.
+fn uid_of(encoded: &[u8]) -> Option<&str> {
+    use prost::encoding::{DecodeContext, decode_key, decode_varint, skip_field};
+    let mut rest = encoded;
+    while !rest.is_empty() {
+        let (tag, wire) = decode_key(&mut rest).ok()?;
+        if tag == UID {
+            let length = usize::try_from(decode_varint(&mut rest).ok()?).ok()?;
+            return std::str::from_utf8(rest.get(..length)?).ok();
+        }
+        skip_field(wire, tag, &mut rest, DecodeContext::default()).ok()?;
+    }
+    None
 }
 
 fn derived_segment(job: &Job) -> String {

@@ -1,5 +1,7 @@
 //! Scenarios of clusters and their nodes: what fits, set-up, retries, classes, deletion by force, power.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)] // tests
+
 mod world;
 
 use trainyard_core::Reply;

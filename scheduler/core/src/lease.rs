@@ -9,7 +9,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use trainyard_proto::store::v1::LostNode;
-use trainyard_proto::v1::{Node, NodeState};
+use trainyard_proto::v1::{Node, NodeState, PowerState};
 
 use crate::state::State;
 
@@ -54,6 +54,19 @@ impl LeaseTable {
                 self.renewed.insert(node.to_owned(), renewal);
             }
         }
+    }
+
+    /// A Hello arrived, whose session has no epoch yet. The node is not lost for a whole lease: else it could be called
+    /// lost between the registration in the log and the begin of its session.
+    pub fn greet(&mut self, node: &str, now_ms: u64) {
+        self.renewed
+            .entry(node.to_owned())
+            .and_modify(|known| known.at_ms = now_ms)
+            .or_insert(Renewal {
+                session_epoch: 0,
+                at_ms: now_ms,
+                connected: false,
+            });
     }
 
     /// The session ended. The lease runs on, but the node gets no new work. Ignored for an older session.
@@ -108,7 +121,9 @@ impl LeaseTable {
 
 fn live_nodes(state: &State) -> impl Iterator<Item = &Node> {
     state.nodes.values().filter(|node| match node.state() {
-        NodeState::Ready | NodeState::Cleaning | NodeState::Preparing | NodeState::Unusable => true,
+        NodeState::Ready | NodeState::Cleaning | NodeState::Preparing => true,
+        // One that did not come up was lost before, and its reason must stay.
+        NodeState::Unusable => node.power_state() != PowerState::Failed,
         NodeState::Lost | NodeState::Unspecified => false,
     })
 }

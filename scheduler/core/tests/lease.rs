@@ -3,6 +3,8 @@
 mod world;
 
 use trainyard_core::lease::LeaseTable;
+use trainyard_proto::store::v1::{SetPower, command::Kind};
+use trainyard_proto::v1::{NodeState, PowerState};
 use world::World;
 
 const LEASE: u64 = 20_000;
@@ -73,6 +75,40 @@ fn a_lost_node_is_not_lost_again() {
     let mut w = World::new(1, 0);
     let table = LeaseTable::new(LEASE, FENCE, 0);
     w.lose("n1");
+    assert!(lost(&table, &w, u64::MAX).is_empty());
+    assert_eq!(table.next_check(&w.state, 0), None);
+}
+
+#[test]
+fn a_node_that_says_hello_late_in_a_term_is_not_lost_before_its_session_begins() {
+    let mut w = World::new(1, 0);
+    let mut table = LeaseTable::new(LEASE, FENCE, 0);
+    w.lose("n1");
+    table.greet("nodes/n1", 500_000);
+    w.hello("n1", 0, "boot-1", vec![]);
+    assert!(lost(&table, &w, 500_001).is_empty());
+    assert_eq!(
+        table.unresponsive(&w.state, 500_001).len(),
+        1,
+        "no work before its session has begun"
+    );
+    assert_eq!(lost(&table, &w, 530_000), ["nodes/n1"]);
+}
+
+#[test]
+fn a_host_that_did_not_come_up_keeps_its_reason() {
+    let mut w = World::new(1, 0);
+    let table = LeaseTable::new(LEASE, FENCE, 0);
+    w.lose("n1");
+    let from = w.state.node("nodes/n1").unwrap().power_state;
+    w.ok(Kind::SetPower(SetPower {
+        node: "nodes/n1".into(),
+        state: PowerState::Failed.into(),
+        from,
+        reason: "it did not connect".into(),
+    }));
+    let node = w.state.node("nodes/n1").unwrap();
+    assert_eq!(node.state(), NodeState::Unusable);
     assert!(lost(&table, &w, u64::MAX).is_empty());
     assert_eq!(table.next_check(&w.state, 0), None);
 }

@@ -72,6 +72,13 @@ impl Leadership {
         self.began + Duration::from_millis(at_ms.min(self.now_ms().saturating_add(86_400_000)))
     }
 
+    /// An agent said Hello and is about to be registered. To be called before the log learns of it: from then on the node
+    /// counts as alive, and it must not be condemned before its session begins.
+    pub fn greet(&self, node: &str) {
+        let now_ms = self.now_ms();
+        self.lock().leases.greet(node, now_ms);
+    }
+
     /// Begins the session `epoch` of a node, which ends any older one. The token is cancelled when this session must end.
     pub fn open(&self, node: &str, epoch: u64) -> Result<CancellationToken, Superseded> {
         let now_ms = self.now_ms();

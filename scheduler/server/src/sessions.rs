@@ -9,6 +9,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
+use prost::Message as _;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tokio_util::sync::CancellationToken;
@@ -17,8 +18,8 @@ use trainyard_core::Reply;
 use trainyard_proto::store::v1::{RegisterNode, ReportAttempts, command::Kind};
 use trainyard_proto::v1::agent_service_server::AgentService;
 use trainyard_proto::v1::{
-    AgentMessage, Desired, HeartbeatAck, Hello, Observed, ObservedAttempt, SchedulerMessage,
-    Welcome, agent_message, scheduler_message,
+    AgentMessage, Desired, HeartbeatAck, Hello, Observed, SchedulerMessage, Welcome, agent_message,
+    scheduler_message,
 };
 use trainyard_replication::ProposeError;
 use trainyard_shared::names::NodeName;
@@ -39,6 +40,14 @@ const OUTBOUND: usize = 8;
 const MAX_ATTEMPTS: usize = 4096;
 /// Most GPUs of a node.
 const MAX_GPUS: usize = 256;
+/// Most file servers that a node exports.
+const MAX_EXPORTS: usize = 1024;
+/// Most users that a node offers.
+const MAX_USERS: usize = 64;
+/// Largest inventory, in bytes.
+const MAX_INVENTORY: usize = 256 * 1024;
+/// Largest view of a node, in bytes: it goes into the log as one entry.
+const MAX_OBSERVED: usize = 2 * 1024 * 1024;
 /// Longest text of an inventory.
 const MAX_TEXT: usize = 1024;
 
@@ -100,6 +109,7 @@ async fn serve(
         .desired(&node)
         .map_err(|e| status::exhausted(e.to_string()))?;
     let version = hello.agent_version.clone();
+    leadership.greet(&node);
     let register = Kind::RegisterNode(RegisterNode { hello: Some(hello) });
     let epoch = match context.propose(register).await? {
         Reply::Node(node) => node.session_epoch,
@@ -180,10 +190,21 @@ fn check_hello(certified: &str, hello: &Hello) -> Result<NodeName, Status> {
         &inventory.kernel,
         &inventory.confinement,
     ];
+    let image = inventory.image.iter().flat_map(|image| {
+        [
+            &image.publisher,
+            &image.offer,
+            &image.sku,
+            &image.version,
+            &image.virtual_machine_image_id,
+        ]
+    });
+    let more = image.chain(&inventory.task_users).chain([&inventory.mac]);
     let gpu_texts = inventory.gpus.iter().flat_map(|g| [&g.uuid, &g.model]);
     if texts
         .into_iter()
         .chain(gpu_texts)
+        .chain(more)
         .any(|t| t.len() > MAX_TEXT)
     {
         return Err(status::invalid_field(
@@ -191,20 +212,43 @@ fn check_hello(certified: &str, hello: &Hello) -> Result<NodeName, Status> {
             format!("has a text of more than {MAX_TEXT} bytes"),
         ));
     }
+    if inventory.task_users.len() > MAX_USERS {
+        return Err(status::invalid_field(
+            "hello.inventory.task_users",
+            format!("has more than {MAX_USERS} entries"),
+        ));
+    }
+    let bytes = inventory.encoded_len();
+    if bytes > MAX_INVENTORY {
+        return Err(status::invalid_field(
+            "hello.inventory",
+            format!("has {bytes} bytes; at most {MAX_INVENTORY} are taken"),
+        ));
+    }
     if let Some(observed) = &hello.observed {
-        check_attempts(&observed.attempts)?;
+        check_observed(observed)?;
     }
     Ok(name)
 }
 
-fn check_attempts(attempts: &[ObservedAttempt]) -> Result<(), Status> {
-    if attempts.len() > MAX_ATTEMPTS {
+fn check_observed(observed: &Observed) -> Result<(), Status> {
+    let counts = [
+        ("observed.attempts", observed.attempts.len(), MAX_ATTEMPTS),
+        ("observed.exports", observed.exports.len(), MAX_EXPORTS),
+    ];
+    for (field, count, most) in counts {
+        if count > most {
+            return Err(status::invalid_field(
+                field,
+                format!("has {count} entries; at most {most} are taken"),
+            ));
+        }
+    }
+    let bytes = observed.encoded_len();
+    if bytes > MAX_OBSERVED {
         return Err(status::invalid_field(
-            "observed.attempts",
-            format!(
-                "has {} entries; at most {MAX_ATTEMPTS} are taken",
-                attempts.len()
-            ),
+            "observed",
+            format!("has {bytes} bytes; at most {MAX_OBSERVED} are taken"),
         ));
     }
     Ok(())
@@ -292,7 +336,7 @@ impl Session<'_> {
                 self.ack = Some(heartbeat.sequence);
             }
             Some(agent_message::Kind::Observed(observed)) => {
-                check_attempts(&observed.attempts)?;
+                check_observed(&observed)?;
                 // Messages of a stream come in order; this guards against an agent that sends an old view again.
                 if observed.sequence >= self.sequence {
                     self.sequence = observed.sequence;
@@ -398,7 +442,7 @@ fn superseded(error: Superseded) -> Status {
 mod tests {
     use super::*;
     use tonic::Code;
-    use trainyard_proto::v1::{Gpu, Inventory};
+    use trainyard_proto::v1::{ExportStatus, Gpu, Inventory};
 
     fn good() -> Hello {
         Hello {
@@ -417,7 +461,7 @@ mod tests {
     fn a_hello_is_checked_before_it_reaches_the_log() {
         assert_eq!(check_hello("n-1", &good()).unwrap().as_str(), "nodes/n-1");
         type Spoil = fn(&mut Hello);
-        let cases: [(&str, Spoil); 6] = [
+        let cases: [(&str, Spoil); 10] = [
             ("certificate", |h| h.node = "n-2".into()),
             ("node_class", |h| h.node_class.clear()),
             ("inventory", |h| h.inventory = None),
@@ -426,6 +470,20 @@ mod tests {
                 h.inventory.get_or_insert_default().gpus = vec![Gpu::default(); MAX_GPUS + 1];
             }),
             ("1024", |h| h.boot_id = "x".repeat(MAX_TEXT + 1)),
+            ("1024", |h| {
+                h.inventory.get_or_insert_default().mac = "x".repeat(MAX_TEXT + 1);
+            }),
+            ("task_users", |h| {
+                h.inventory.get_or_insert_default().task_users = vec!["u".into(); MAX_USERS + 1];
+            }),
+            ("observed.exports", |h| {
+                h.observed.get_or_insert_default().exports =
+                    vec![ExportStatus::default(); MAX_EXPORTS + 1];
+            }),
+            ("observed: has", |h| {
+                let setup = &mut h.observed.get_or_insert_default().setup;
+                setup.get_or_insert_default().cluster = "x".repeat(MAX_OBSERVED);
+            }),
         ];
         for (word, spoil) in cases {
             let mut hello = good();

@@ -28,7 +28,7 @@ pub struct Changes {
     pub sweep: Notify,
     /// A job or a workspace changed: retention may find something to remove.
     pub retention: Notify,
-    /// A node changed: a host may have to be switched on or off.
+    /// A node or a cluster changed: a host may have to be switched on or off.
     pub power: Notify,
     /// What happened, for watches.
     pub events: Ring,
@@ -85,9 +85,8 @@ impl Changes {
                     Change::Node(_) => wake.extend([&self.nodes, &self.power, &self.sweep]),
                     Change::Placement => wake.push(&self.placement),
                     Change::Workspace(_) => wake.extend([&self.sweep, &self.retention]),
-                    Change::Cluster(_) | Change::FileServer(_) | Change::Experiment(_) => {
-                        wake.push(&self.sweep);
-                    }
+                    Change::Cluster(_) => wake.extend([&self.sweep, &self.power]),
+                    Change::FileServer(_) | Change::Experiment(_) => wake.push(&self.sweep),
                 }
             }
         }

@@ -51,7 +51,7 @@ enum End {
 }
 
 /// What a stream must remember to go on.
-pub(super) trait Source: Send + 'static {
+trait Source: Send + 'static {
     type Message: Send + 'static;
 
     /// Reads from one connection until it ends.
@@ -63,8 +63,7 @@ pub(super) trait Source: Send + 'static {
     ) -> impl Future<Output = Result<(), Status>> + Send;
 }
 
-/// Begins to read in a task of its own.
-pub(super) fn start<S: Source>(client: Client, mut source: S) -> Resumed<S::Message> {
+fn start<S: Source>(client: Client, mut source: S) -> Resumed<S::Message> {
     let (sender, messages) = mpsc::channel(READ_AHEAD);
     tokio::spawn(async move {
         tokio::select! {

@@ -3,10 +3,9 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use prost_types::Timestamp;
 use trainyard_proto::store::v1::command::Kind;
 
-use super::{After, after};
+use super::{After, after, until};
 use crate::context::Context;
 
 /// Changes that come closer together than this are looked at together: finding the next deadline visits all running
@@ -47,27 +46,5 @@ pub(super) async fn run(context: Arc<Context>) {
             () = tokio::time::sleep(wait) => {}
             () = context.changes.deadlines.notified() => tokio::time::sleep(GATHER).await,
         }
-    }
-}
-
-fn until(now: &Timestamp, at: &Timestamp) -> Duration {
-    let nanos = |t: &Timestamp| i128::from(t.seconds) * 1_000_000_000 + i128::from(t.nanos);
-    let left = (nanos(at) - nanos(now)).max(0);
-    u64::try_from(left).map_or(LONGEST, Duration::from_nanos)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_time_left_is_never_negative() {
-        let at = |seconds, nanos| Timestamp { seconds, nanos };
-        assert_eq!(until(&at(5, 0), &at(3, 0)), Duration::ZERO);
-        assert_eq!(
-            until(&at(5, 900_000_000), &at(6, 0)),
-            Duration::from_millis(100)
-        );
-        assert_eq!(until(&at(0, 0), &at(i64::MAX, 0)), LONGEST);
     }
 }

@@ -1,4 +1,4 @@
-//! What only the leader does by itself: placement, leases, deadlines.
+//! What only the leader does by itself: placement, leases, deadlines, deletions, retention, power.
 //!
 //! [`supervise`] begins a term when this member leads and its state is complete, runs the loops for as long as it lasts,
 //! and ends it when the leadership is gone. The loops are woken by changes and by time; none of them polls.
@@ -6,9 +6,14 @@
 mod deadlines;
 mod leases;
 mod placement;
+mod power;
+mod retention;
+mod sweep;
 
 use std::sync::Arc;
+use std::time::Duration;
 
+use prost_types::Timestamp;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use trainyard_replication::{ProposeError, Status};
@@ -38,6 +43,13 @@ pub async fn supervise(context: Arc<Context>, published: watch::Sender<Option<Ar
         ));
         loops.spawn(leases::run(Arc::clone(&context), Arc::clone(&leadership)));
         loops.spawn(deadlines::run(Arc::clone(&context)));
+        loops.spawn(sweep::run(Arc::clone(&context)));
+        loops.spawn(retention::jobs(Arc::clone(&context)));
+        loops.spawn(retention::usage(Arc::clone(&context)));
+        if let Some(config) = context.config.power.clone() {
+            let leadership = Arc::clone(&leadership);
+            loops.spawn(power::run(Arc::clone(&context), leadership, config));
+        }
         // An error means that replication has ended, which ends the term as well.
         tokio::select! {
             _ = log.wait_for(|status| !leads(status) || status.term != term) => {}
@@ -86,5 +98,28 @@ fn after(what: &str, error: &ProposeError) -> After {
             tracing::debug!(%error, what, "the leader's loop ends");
             After::End
         }
+    }
+}
+
+/// How long it is until `at`; nothing when that has passed.
+fn until(now: &Timestamp, at: &Timestamp) -> Duration {
+    let nanos = |t: &Timestamp| i128::from(t.seconds) * 1_000_000_000 + i128::from(t.nanos);
+    let left = (nanos(at) - nanos(now)).max(0);
+    u64::try_from(left).map_or(Duration::MAX, Duration::from_nanos)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_time_left_is_never_negative() {
+        let at = |seconds, nanos| Timestamp { seconds, nanos };
+        assert_eq!(until(&at(5, 0), &at(3, 0)), Duration::ZERO);
+        assert_eq!(
+            until(&at(5, 900_000_000), &at(6, 0)),
+            Duration::from_millis(100)
+        );
+        assert_eq!(until(&at(0, 0), &at(i64::MAX, 0)), Duration::MAX);
     }
 }

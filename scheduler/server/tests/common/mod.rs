@@ -42,11 +42,20 @@ pub struct Group {
     dir: TempDir,
     pub addresses: Vec<SocketAddr>,
     pub daemons: Vec<Option<Daemon>>,
+    adjust: Box<dyn Fn(&mut Config) + Send + Sync>,
 }
 
 impl Group {
     /// Starts a group with the nodes node-1 and node-2 and the client admin.
     pub async fn start(size: usize) -> Self {
+        Self::start_with(size, |_| {}).await
+    }
+
+    /// As [`Group::start`], with a configuration that was adjusted.
+    pub async fn start_with(
+        size: usize,
+        adjust: impl Fn(&mut Config) + Send + Sync + 'static,
+    ) -> Self {
         let dir = TempDir::new().unwrap();
         let mut listeners = Vec::new();
         for _ in 0..size {
@@ -67,6 +76,7 @@ impl Group {
             dir,
             addresses,
             daemons: Vec::new(),
+            adjust: Box::new(adjust),
         };
         for (i, listener) in listeners.into_iter().enumerate() {
             let daemon = Daemon::start(group.config(i), Some(listener))
@@ -84,6 +94,7 @@ impl Group {
         config.lease.lease_ms = 3_000;
         config.lease.fence_ms = 500;
         config.lease.heartbeat_ms = 200;
+        (self.adjust)(&mut config);
         config
     }
 

@@ -3,6 +3,7 @@
 //! The job's own exit code, as `job wait` and `job create --follow` return it: 0 when the job succeeded; else its exit
 //! code cut to what a process can return (1 to 255); 1 when it has none, as when it was terminated.
 
+mod calls;
 mod create;
 mod end;
 mod explain;

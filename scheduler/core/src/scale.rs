@@ -126,14 +126,21 @@ fn wanted(state: &State, cluster: &Cluster, now: &Timestamp) -> Option<u32> {
     let needed = needed(state, cluster, maximum, now).clamp(auto.minimum_node_count, maximum);
     let mut held = 0_u32;
     let mut rested = 0_u32;
+    let mut broken = 0_u32;
     for node in state.staying(&cluster.name) {
-        held += 1;
         let idle = !state.is_busy(&node.name);
+        if idle && !is_usable(node) {
+            broken += 1;
+            continue;
+        }
+        held += 1;
         let over = rests_until(cluster, node).is_none_or(|until| time::passed(&until, now));
-        rested += u32::from(idle && (over || !is_usable(node)));
+        rested += u32::from(idle && over);
     }
-    let kept = held.saturating_sub(rested).min(maximum);
-    Some(needed.max(kept))
+    // What cannot be used is replaced as long as its place is needed, and is the first to go when it is not.
+    let replaced = if needed > held { broken } else { 0 };
+    let kept = (held - rested).min(maximum);
+    Some(needed.saturating_add(replaced).min(maximum).max(kept))
 }
 
 /// Whether the node can take jobs, or will soon.

@@ -5,12 +5,13 @@
 use std::collections::BTreeMap;
 
 use trainyard_proto::store::v1::{CreateNodeClass, Delete};
-use trainyard_proto::v1::{Inventory, Node, NodeClass};
+use trainyard_proto::v1::{Cluster, Inventory, Node, NodeClass};
 use trainyard_shared::names::NodeClassName;
 
 use super::{Applied, Context, check_etag, incomplete, parse};
 use crate::class;
 use crate::outcome::{Change, Refusal, Reply};
+use crate::placement::nodes_of;
 use crate::state::State;
 
 impl State {
@@ -116,7 +117,32 @@ impl State {
                 context.changed(Change::Node(name));
             }
         }
+        let renamed: Vec<(String, String)> = self
+            .clusters
+            .values()
+            .filter(|c| c.vm_size.is_empty() && !c.node_class.is_empty())
+            .map(|c| (c, self.class_now(c)))
+            .filter(|(c, class)| c.node_class != *class)
+            .map(|(c, class)| (c.name.clone(), class))
+            .collect();
+        for (name, class) in renamed {
+            if let Some(cluster) = self.clusters.get_mut(&name) {
+                cluster.node_class = class;
+                cluster.etag = context.etag();
+                context.changed(Change::Cluster(name));
+            }
+        }
         context.changed(Change::Placement);
+    }
+
+    /// Class of a cluster that names none itself: that of the nodes it holds, else the one it had while a node has it.
+    fn class_now(&self, cluster: &Cluster) -> String {
+        let known = |node: &Node| self.is_of_class(node, &cluster.node_class);
+        match nodes_of(self, &cluster.name).next() {
+            Some(node) => node.node_class.clone(),
+            None if self.nodes.values().any(known) => cluster.node_class.clone(),
+            None => String::new(),
+        }
     }
 
     fn node_class_reply(&self, name: &str) -> Reply {

@@ -137,7 +137,15 @@ impl State {
             .nodes
             .get(&command.name)
             .ok_or_else(|| Refusal::not_found(&command.name))?;
-        let gone = node.state() == NodeState::Lost || node.power_state() == PowerState::Failed;
+        // One that could not be switched off is still there.
+        let gone = match node.state() {
+            NodeState::Lost => true,
+            NodeState::Unusable => node.power_state() == PowerState::Failed,
+            NodeState::Ready
+            | NodeState::Cleaning
+            | NodeState::Preparing
+            | NodeState::Unspecified => false,
+        };
         if !gone || self.is_busy(&command.name) {
             return Err(Refusal::precondition(
                 &command.name,

@@ -6,7 +6,7 @@
 //!                                             ▲                                                        │
 //!                                             └──────────── changes (wake-ups) ◄───────────────────────┘
 //!                                                               │
-//!                                        loops of the leader ◄──┘   placement, leases, deadlines
+//!                                        loops of the leader ◄──┘   placement, leases, deadlines, deletions, retention, power
 //! ```
 //!
 //! It decides nothing about jobs and nodes itself. It reads clocks and sockets, so that the centre does not have to, and

@@ -3,9 +3,6 @@
 //! Every wait ends when the order changes; starting the task does not, so that none is started that nobody knows of.
 
 use std::future::Future;
-use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -14,32 +11,27 @@ use tracing::{info, warn};
 use trainyard_proto::v1::{NodeSetupOrder, NodeSetupPhase};
 
 use super::decide::{Decision, decide};
-use super::plan::{Plan, Run, Task};
+use super::plan::{Plan, Run};
 use super::record::{Progress, Record, problem};
 use super::{Goal, mounts};
 use crate::attempt::Host;
 use crate::attempt::log::ExecutionLog;
-use crate::attempt::problem::signal_words;
 use crate::clock;
 use crate::layout::MountPoint;
 use crate::reconcile::AttemptKey;
 use crate::record::Problem;
 use crate::share::Share;
-use crate::shim::{self, Adopted, ExitReason, ExitRecord, Handle, TaskLost};
+use crate::shim::Handle;
 use crate::volumes;
 
 /// Pauses between tries of a mount that failed.
 const MOUNT_RETRY_MIN: Duration = Duration::from_secs(5);
 const MOUNT_RETRY_MAX: Duration = Duration::from_secs(60);
 /// Pauses between tries of something that does not end: a busy mount, a process that hangs in the kernel.
-const CLEAN_RETRY_MIN: Duration = Duration::from_millis(200);
-const CLEAN_RETRY_MAX: Duration = Duration::from_secs(30);
-/// How much of the end of stderr an error quotes.
-const QUOTED_BYTES: u64 = 2_048;
-const QUOTED_LINES: usize = 10;
-
+pub(super) const CLEAN_RETRY_MIN: Duration = Duration::from_millis(200);
+pub(super) const CLEAN_RETRY_MAX: Duration = Duration::from_secs(30);
 /// Why a step did not end by itself.
-enum Interrupt {
+pub(super) enum Interrupt {
     /// The order changed.
     Superseded,
     /// It failed.
@@ -52,16 +44,16 @@ impl From<Problem> for Interrupt {
     }
 }
 
-type Step<T> = Result<T, Interrupt>;
+pub(super) type Step<T> = Result<T, Interrupt>;
 
 pub(super) struct Keeper {
-    host: Arc<Host>,
+    pub(super) host: Arc<Host>,
     goal: watch::Receiver<Goal>,
-    record: Option<Record>,
+    pub(super) record: Option<Record>,
     log: Option<ExecutionLog>,
     /// The task that this life of the agent started or took over.
-    running: Option<Handle>,
-    share: Arc<Share>,
+    pub(super) running: Option<Handle>,
+    pub(super) share: Arc<Share>,
     mount_pause: Duration,
 }
 
@@ -235,118 +227,6 @@ impl Keeper {
         Ok(())
     }
 
-    async fn make_directories(&mut self, task: &Task) -> Step<()> {
-        let run = self.record.as_ref().map_or(1, |r| r.progress.run);
-        let run = Run::new(&self.host, run);
-        for dir in [run.spool(), run.work()] {
-            let made = std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&dir);
-            made.map_err(|error| {
-                let message = self.on_node(&format!("{}: {error}", dir.display()));
-                problem("NodeError", message, [("node", self.node_name())])
-            })?;
-        }
-        let (share, wanted) = (Arc::clone(&self.share), vec![task.directory.clone()]);
-        let making = async move { share.make_directories(wanted).await };
-        self.interruptible(making).await?.map_err(|error| {
-            let message = self.on_node(&format!(
-                "the directory of the setup task's logs cannot be made: {error}. Choose a stdOutErrPathPrefix where the \
-                 task user of the node may write"
-            ));
-            problem("OutputDirectoryError", message, [("node", self.node_name())])
-        })?;
-        Ok(())
-    }
-
-    /// Starts the task, or finds it again, and waits for its end.
-    async fn run_task(&mut self, task: &Task, resumed: bool) -> Step<Result<ExitRecord, TaskLost>> {
-        if self.running.is_none() && resumed {
-            let adopted = shim::adopt(&task.spec.dir).await;
-            match adopted
-                .map_err(|error| self.task_failed(&error.to_string(), None, String::new()))?
-            {
-                Adopted::Running(handle) => {
-                    self.line("agent restarted; the setup task is taken over again");
-                    self.running = Some(handle);
-                }
-                Adopted::Ended(record) => return Ok(Ok(record)),
-                Adopted::Lost(lost) => return Ok(Err(lost)),
-                Adopted::NeverStarted => {}
-            }
-        }
-        if self.running.is_none() {
-            let _ = std::fs::remove_dir_all(&task.spec.dir);
-            self.change(|progress| progress.started = true);
-            let spawned = shim::spawn(self.host.helper.program(), &task.spec).await;
-            let handle = spawned
-                .map_err(|error| self.task_failed(&error.to_string(), None, String::new()))?;
-            self.line("setup task: started");
-            self.running = Some(handle);
-        }
-        let Some(mut handle) = self.running.take() else {
-            return Err(Interrupt::Superseded);
-        };
-        let superseded = self.superseded();
-        let ended = tokio::select! {
-            biased;
-            () = superseded => None,
-            ended = handle.wait() => Some(ended),
-        };
-        match ended {
-            Some(ended) => Ok(ended),
-            None => {
-                self.running = Some(handle);
-                Err(Interrupt::Superseded)
-            }
-        }
-    }
-
-    async fn judge(&mut self, task: &Task, end: Result<ExitRecord, TaskLost>) -> Step<()> {
-        let record = match end {
-            Ok(record) => record,
-            Err(lost) => return Err(self.task_failed(&lost.message, None, String::new()).into()),
-        };
-        if record.reason == ExitReason::NotStarted {
-            return Err(self
-                .task_failed(&record.message, None, String::new())
-                .into());
-        }
-        let code = record.exit_code;
-        self.line(&format!("setup task: exited with status {code}"));
-        self.change(|progress| progress.exit_code = Some(code));
-        if let Some(missing) = &record.share_error {
-            self.line(&format!("output on the share: {missing}"));
-            for stream in [&task.spec.stdout, &task.spec.stderr] {
-                if let Some(to) = &stream.share
-                    && let Err(error) = self.share.copy(&stream.spool, to, None).await
-                {
-                    self.line(&format!("{} stays incomplete: {error}", to.display()));
-                    break;
-                }
-            }
-        }
-        self.outlast(&record).await;
-        if code == 0 {
-            return Ok(());
-        }
-        let quoted = last_lines(&task.spec.stderr.spool);
-        let last = quoted.lines().next_back().unwrap_or_default();
-        let said = if last.is_empty() {
-            String::new()
-        } else {
-            format!(": {last}")
-        };
-        let message = format!(
-            "the setup task exited with status {code}{}{said}; see {} in {}",
-            signal_words(code),
-            task.stderr,
-            task.directory.path.display()
-        );
-        Err(self.task_failed(&message, Some(code), quoted).into())
-    }
-
     /// Notes how the walk ended.
     async fn conclude(&mut self, walked: Step<()>) {
         let failed = match walked {
@@ -451,44 +331,8 @@ impl Keeper {
         unmounted.map(drop).map_err(|error| error.to_string())
     }
 
-    /// Ends the setup task, if one may run, and waits until nothing of it is left.
-    async fn end_task(&mut self) {
-        let Some(record) = &self.record else { return };
-        let same_boot = record.progress.boot_id == self.host.boot_id;
-        let started = record.progress.started && same_boot;
-        if self.running.is_none() && started {
-            let dir = Run::new(&self.host, record.progress.run).task();
-            match shim::adopt(&dir).await {
-                Ok(Adopted::Running(handle)) => self.running = Some(handle),
-                Ok(_) => {}
-                Err(error) => warn!(%error, "what became of the setup task is unknown"),
-            }
-        }
-        if let Some(mut handle) = self.running.take() {
-            self.line("the setup task is not wanted any more; ending it");
-            handle.stop();
-            match handle.wait().await {
-                Ok(record) => self.outlast(&record).await,
-                Err(lost) => self.line(&lost.message),
-            }
-        }
-    }
-
-    /// Waits for processes that SIGKILL has not ended yet.
-    async fn outlast(&mut self, record: &ExitRecord) {
-        let mut pause = CLEAN_RETRY_MIN;
-        let lives = || record.leftover.iter().any(|p| shim::alive(p.pid, p.start));
-        if lives() {
-            self.line("processes of the setup task hang in the kernel; waiting for them");
-        }
-        while lives() {
-            tokio::time::sleep(pause).await;
-            pause = (pause * 2).min(CLEAN_RETRY_MAX);
-        }
-    }
-
     /// Ready when the order is no longer the one that is being carried out.
-    fn superseded(&self) -> impl Future<Output = ()> + use<> {
+    pub(super) fn superseded(&self) -> impl Future<Output = ()> + use<> {
         let mut goal = self.goal.clone();
         let held = self.record.as_ref().map(Record::held);
         let boot_id = self.host.boot_id.clone();
@@ -510,7 +354,7 @@ impl Keeper {
         }
     }
 
-    async fn interruptible<T>(&self, work: impl Future<Output = T>) -> Step<T> {
+    pub(super) async fn interruptible<T>(&self, work: impl Future<Output = T>) -> Step<T> {
         tokio::select! {
             biased;
             () = self.superseded() => Err(Interrupt::Superseded),
@@ -546,14 +390,14 @@ impl Keeper {
         self.share.rest().await;
     }
 
-    fn line(&mut self, text: &str) {
+    pub(super) fn line(&mut self, text: &str) {
         if let Some(log) = &mut self.log {
             log.line(text);
         }
     }
 
     /// Changes the progress and stores it: what the scheduler is told is never forgotten.
-    fn change(&mut self, change: impl FnOnce(&mut Progress)) {
+    pub(super) fn change(&mut self, change: impl FnOnce(&mut Progress)) {
         let Some(record) = &mut self.record else {
             return;
         };
@@ -568,21 +412,12 @@ impl Keeper {
         self.host.board.set_setup(observed);
     }
 
-    fn node_name(&self) -> String {
+    pub(super) fn node_name(&self) -> String {
         format!("nodes/{}", self.host.node)
     }
 
-    fn on_node(&self, message: &str) -> String {
+    pub(super) fn on_node(&self, message: &str) -> String {
         format!("{}: {message}", self.node_name())
-    }
-
-    fn task_failed(&self, message: &str, exit_code: Option<i32>, stderr: String) -> Problem {
-        let mut details = vec![("node", self.node_name())];
-        details.extend(exit_code.map(|code| ("exitCode", code.to_string())));
-        if !stderr.is_empty() {
-            details.push(("stderr", stderr));
-        }
-        problem("NodeSetupTaskFailed", self.on_node(message), details)
     }
 }
 
@@ -592,19 +427,4 @@ fn key(order: &NodeSetupOrder) -> AttemptKey {
         uid: order.cluster_uid.clone(),
         attempt: 0,
     }
-}
-
-/// The last lines of a file on the agent's own disk.
-fn last_lines(path: &Path) -> String {
-    let read = || {
-        let mut file = std::fs::File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(QUOTED_BYTES)))?;
-        let mut bytes = Vec::new();
-        file.take(QUOTED_BYTES).read_to_end(&mut bytes)?;
-        Ok::<_, std::io::Error>(bytes)
-    };
-    let text = String::from_utf8_lossy(&read().unwrap_or_default()).into_owned();
-    let lines: Vec<&str> = text.trim_end().lines().collect();
-    lines[lines.len().saturating_sub(QUOTED_LINES)..].join("\n")
 }

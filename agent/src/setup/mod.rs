@@ -20,6 +20,7 @@ pub mod decide;
 mod keeper;
 mod plan;
 pub mod record;
+mod task;
 
 use std::path::Path;
 use std::sync::Arc;

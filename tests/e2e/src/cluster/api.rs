@@ -4,7 +4,8 @@ use std::path::Path;
 use std::time::Duration;
 
 use tokio::runtime::{Builder, Runtime};
-use tonic::Status;
+use tonic::transport::Channel;
+use tonic::{Response, Status};
 use trainyard_proto::v1::job_service_client::JobServiceClient;
 use trainyard_proto::v1::{
     CreateJobRequest, CustomToolkitSettings, Job, JobSpec, ListJobsRequest, ResourceId,
@@ -37,6 +38,15 @@ impl Api {
             Client::new(config).cannot("make a client")?
         };
         Ok(Self { client, runtime })
+    }
+
+    /// Any call.
+    pub fn call<T, F, Fut>(&self, call: F) -> std::result::Result<T, Status>
+    where
+        F: FnMut(Channel) -> Fut,
+        Fut: Future<Output = std::result::Result<Response<T>, Status>>,
+    {
+        self.runtime.block_on(self.client.unary(call))
     }
 
     /// Creates a job of the custom toolkit on one node of a cluster. It is queued for good when this returns.

@@ -1,8 +1,8 @@
 //! Calls that survive the loss of a scheduler.
 //!
 //! A [`Client`] knows every scheduler's address. It keeps one connection to each that it uses and asks the one that
-//! answered last; when that one fails it goes on with the next, until the time allowed has passed. Streams of logs and
-//! of job states go on where they broke off.
+//! answered last; when that one fails it goes on with the next, until the time allowed has passed. Streams of logs, of
+//! job states and of changes go on where they broke off.
 //!
 //! What is repeated, and why that is safe:
 //!
@@ -21,6 +21,7 @@ mod config;
 mod connect;
 mod retry;
 mod streams;
+mod watch;
 
 pub use config::{ClientConfig, ConfigError, ConfigFile, check_address};
 pub use streams::Resumed;
@@ -32,7 +33,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 use tonic::transport::Channel;
 use tonic::{Code, Response, Status};
-use trainyard_proto::v1::{Job, StreamLogsRequest, StreamLogsResponse};
+use trainyard_proto::v1::{Job, StreamLogsRequest, StreamLogsResponse, WatchEvent, WatchRequest};
 
 use connect::Servers;
 use retry::{Failure, Next, Retry};
@@ -99,9 +100,18 @@ impl Client {
         F: FnMut(Channel) -> Fut,
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
+        self.delete_with_answer(call).await.map(drop)
+    }
+
+    /// As [`delete`](Self::delete), with the answer; none when it was lost and the repeat found nothing.
+    pub async fn delete_with_answer<F, Fut, T>(&self, call: F) -> Result<Option<T>, Status>
+    where
+        F: FnMut(Channel) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
         match self.repeat(call).await {
-            (Ok(_), _) => Ok(()),
-            (Err(status), true) if status.code() == Code::NotFound => Ok(()),
+            (Ok(answer), _) => Ok(Some(answer)),
+            (Err(status), true) if status.code() == Code::NotFound => Ok(None),
             (Err(status), _) => Err(status),
         }
     }
@@ -155,5 +165,13 @@ impl Client {
     #[must_use]
     pub fn watch_job(&self, name: impl Into<String>) -> Resumed<Job> {
         streams::job(self.clone(), name.into())
+    }
+
+    /// Changes of resources from a revision on, in order. Goes on after lost connections without a gap and without
+    /// showing an event twice; signs of progress come as events, too. Ends with OUT_OF_RANGE when the schedulers do not know
+    /// the changes since that revision any more: list again, and watch from the revision of the list.
+    #[must_use]
+    pub fn watch(&self, request: WatchRequest) -> Resumed<WatchEvent> {
+        watch::watch(self.clone(), request)
     }
 }

@@ -16,7 +16,8 @@ use tonic_types::{ErrorDetails, StatusExt};
 use trainyard_proto::v1::job_service_client::JobServiceClient;
 use trainyard_proto::v1::member_service_client::MemberServiceClient;
 use trainyard_proto::v1::{
-    DeleteJobRequest, ExecutionState, Job, ListMembersRequest, StreamLogsRequest,
+    DeleteJobRequest, ExecutionState, Job, ListMembersRequest, StreamLogsRequest, WatchEvent,
+    WatchEventType, WatchRequest,
 };
 use trainyard_shared::client::Client;
 use trainyard_shared::reason;
@@ -258,4 +259,63 @@ async fn watching_goes_on_until_the_job_has_ended() {
     let mut stream = client.watch_job("gone");
     assert_eq!(stream.message().await.unwrap_err().code(), Code::NotFound);
     assert!(stream.message().await.unwrap().is_none());
+}
+
+fn change(revision: u64, name: &str) -> WatchEvent {
+    WatchEvent {
+        revision,
+        r#type: WatchEventType::Updated.into(),
+        name: name.to_owned(),
+        ..Default::default()
+    }
+}
+
+#[tokio::test]
+async fn a_watch_goes_on_without_gap_or_repeat_until_its_revision_is_forgotten() {
+    let authority = authority();
+    // A scheduler that ends its stream in the middle of revision 5, then one that sends that revision whole.
+    let scheduler = Scheduler {
+        changes: Arc::new(Mutex::new(vec![
+            vec![change(3, "nodes/a"), change(5, "nodes/a")],
+            vec![
+                change(5, "nodes/a"),
+                change(5, "nodes/b"),
+                change(6, "nodes/a"),
+            ],
+        ])),
+        ..Default::default()
+    };
+    let address = member(&authority, &scheduler).await;
+    let mut events = client(&authority, &[address], LONG).watch(WatchRequest {
+        prefixes: vec!["nodes/".to_owned()],
+        start_revision: 2,
+        ..Default::default()
+    });
+    let mut seen = Vec::new();
+    let end = loop {
+        match events.message().await {
+            Ok(Some(event)) => seen.push((event.revision, event.name)),
+            Ok(None) => panic!("a watch does not end by itself"),
+            Err(status) => break status,
+        }
+    };
+    let expected = [
+        (3, "nodes/a"),
+        (5, "nodes/a"),
+        (5, "nodes/b"),
+        (6, "nodes/a"),
+    ];
+    assert_eq!(
+        seen,
+        expected.map(|(revision, name)| (revision, name.to_owned()))
+    );
+    assert_eq!(end.code(), Code::OutOfRange);
+    let asked: Vec<u64> = scheduler
+        .change_requests
+        .lock()
+        .unwrap()
+        .iter()
+        .map(|request| request.start_revision)
+        .collect();
+    assert_eq!(asked, [2, 5, 6]);
 }

@@ -49,7 +49,7 @@ pub enum Reply {
     /// A cluster, counts filled.
     Cluster(Box<Cluster>),
     /// A file server.
-    FileServer(FileServer),
+    FileServer(Box<FileServer>),
     /// An experiment.
     Experiment(Experiment),
     /// A job.

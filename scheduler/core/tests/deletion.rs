@@ -1,6 +1,6 @@
 //! Deletion of experiments and workspaces with everything in them: visible, in bounded steps, resumable, complete.
 
-#![allow(clippy::unwrap_used)] // tests
+#![allow(clippy::unwrap_used, clippy::panic)] // tests
 
 mod world;
 

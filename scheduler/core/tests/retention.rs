@@ -1,6 +1,6 @@
 //! Retention: which finished jobs a workspace no longer keeps, and their removal.
 
-#![allow(clippy::unwrap_used)] // tests
+#![allow(clippy::unwrap_used, clippy::panic)] // tests
 
 mod world;
 

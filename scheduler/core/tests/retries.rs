@@ -1,6 +1,6 @@
 //! The retry policy of a job, row by row of the table in `apply/jobs.rs`, and the history of its attempts.
 
-#![allow(clippy::unwrap_used)] // tests
+#![allow(clippy::unwrap_used, clippy::panic)] // tests
 
 mod world;
 

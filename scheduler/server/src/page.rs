@@ -191,7 +191,7 @@ fn decode(sum: u64, token: &str) -> Result<(u64, ListCursor), Status> {
 }
 
 fn read(sum: u64, token: &str) -> Option<(u64, ListCursor)> {
-    if token.len() > MAX_TOKEN || token.len() % 2 != 0 || !token.is_ascii() {
+    if token.len() > MAX_TOKEN || !token.len().is_multiple_of(2) || !token.is_ascii() {
         return None;
     }
     let digits: Vec<u8> = token

@@ -293,3 +293,70 @@ async fn the_small_lists_page_as_the_long_ones() {
     assert!(refused.message().starts_with("order_by: "), "{refused}");
     group.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_long_list_is_walked_filtered_and_ended_in_slices() {
+    const JOBS: u32 = 2_500;
+    let group = Group::start(1).await;
+    let admin = group.admin(0);
+    furnish(&admin, 0).await;
+    let template = common::job_request("sweep", "");
+    let mut jobs = JobServiceClient::new(admin.clone());
+    jobs.create_job_array(CreateJobArrayRequest {
+        parent: template.parent,
+        job_id: template.job_id,
+        job: template.job,
+        sweep: Some(ParameterSweep {
+            parameters: vec![SweepParameter {
+                name: "SEED".into(),
+                start: Some(1.0),
+                end: Some(f64::from(JOBS)),
+                count: JOBS,
+                ..SweepParameter::default()
+            }],
+            ..ParameterSweep::default()
+        }),
+        ..CreateJobArrayRequest::default()
+    })
+    .await
+    .unwrap();
+    for order_by in ["name desc", "creation_time"] {
+        let mut found = walk(
+            &admin,
+            ListJobsRequest {
+                order_by: order_by.into(),
+                page_size: 999,
+                ..all_jobs()
+            },
+        )
+        .await;
+        assert_eq!(found.len(), JOBS as usize, "{order_by}");
+        found.sort_unstable();
+        found.dedup();
+        assert_eq!(found.len(), JOBS as usize, "{order_by}: each once");
+    }
+    // What matches lies behind many slices of what does not.
+    let rare = ListJobsRequest {
+        filter: format!("name = sweep-{}", JOBS - 1),
+        order_by: "creation_time".into(),
+        ..all_jobs()
+    };
+    assert_eq!(walk(&admin, rare).await, [format!("sweep-{}", JOBS - 1)]);
+
+    let ended = jobs
+        .terminate_jobs(TerminateJobsRequest {
+            parent: EXPERIMENT.into(),
+            ..TerminateJobsRequest::default()
+        })
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(ended.terminated, u64::from(JOBS), "in several commands");
+    let failed = ListJobsRequest {
+        filter: "state = failed".into(),
+        page_size: 1000,
+        ..all_jobs()
+    };
+    assert_eq!(walk(&admin, failed).await.len(), JOBS as usize);
+    group.stop().await;
+}

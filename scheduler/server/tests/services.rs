@@ -5,8 +5,10 @@
 mod common;
 
 use common::{Group, furnish, job_request};
+use prost::Message as _;
 use tonic::transport::Channel;
 use tonic::{Code, Request, Status};
+use tower::ServiceExt as _;
 use trainyard_proto::v1::cluster_service_client::ClusterServiceClient;
 use trainyard_proto::v1::file_server_service_client::FileServerServiceClient;
 use trainyard_proto::v1::job_service_client::JobServiceClient;
@@ -388,7 +390,7 @@ async fn a_cluster_is_resized_and_deleted_by_force_with_its_jobs() {
         .unwrap()
         .into_inner();
     assert_eq!(answer.failed_queued_jobs, 1);
-    assert_eq!(answer.jobs, [job.name.clone()]);
+    assert_eq!(answer.jobs, std::slice::from_ref(&job.name));
     let ended = common::get_job(&admin, &job.name).await.unwrap();
     assert_eq!(ended.execution_state(), ExecutionState::Failed);
     group.stop().await;
@@ -473,5 +475,50 @@ async fn node_classes_are_declared_listed_and_taken_back() {
         .into_inner();
     assert_eq!(ready.nodes.len(), 1);
     drop(agent);
+    group.stop().await;
+}
+
+/// Every method of the services for clients, by the protocol itself.
+fn methods() -> Vec<String> {
+    let files =
+        prost_types::FileDescriptorSet::decode(trainyard_proto::FILE_DESCRIPTOR_SET).unwrap();
+    files
+        .file
+        .iter()
+        .flat_map(|file| &file.service)
+        .filter(|service| {
+            // Of agents, and for schedulers and agents alone.
+            !["NodeFileService", "PeerService", "AgentService"].contains(&service.name())
+        })
+        .flat_map(|service| {
+            service
+                .method
+                .iter()
+                .map(|method| format!("trainyard.v1.{}/{}", service.name(), method.name()))
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_method_of_the_protocol_is_answered() {
+    let group = Group::start(1).await;
+    group.leader().await;
+    let methods = methods();
+    assert!(methods.len() > 40, "{methods:?}");
+    for method in methods {
+        // An empty message: its frame is five zeros.
+        let request = http::Request::post(format!("https://{}/{method}", group.addresses[0]))
+            .header("content-type", "application/grpc")
+            .header("te", "trailers")
+            .body(tonic::body::Body::new("\0".repeat(5)))
+            .unwrap();
+        let answer = common::within(&method, group.admin(0).oneshot(request))
+            .await
+            .unwrap();
+        let code = Status::from_header_map(answer.headers()).map(|status| status.code());
+        assert_ne!(code, Some(Code::Unimplemented), "{method}");
+        assert_ne!(code, Some(Code::PermissionDenied), "{method}");
+        assert_ne!(code, Some(Code::Internal), "{method}");
+    }
     group.stop().await;
 }

@@ -51,7 +51,7 @@ enum End {
 }
 
 /// What a stream must remember to go on.
-trait Source: Send + 'static {
+pub(super) trait Source: Send + 'static {
     type Message: Send + 'static;
 
     /// Reads from one connection until it ends.
@@ -63,7 +63,8 @@ trait Source: Send + 'static {
     ) -> impl Future<Output = Result<(), Status>> + Send;
 }
 
-fn start<S: Source>(client: Client, mut source: S) -> Resumed<S::Message> {
+/// Begins to read in a task of its own.
+pub(super) fn start<S: Source>(client: Client, mut source: S) -> Resumed<S::Message> {
     let (sender, messages) = mpsc::channel(READ_AHEAD);
     tokio::spawn(async move {
         tokio::select! {

@@ -12,11 +12,12 @@ use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
 use tonic::{Request, Response, Status};
 use trainyard_proto::v1::job_service_server::{JobService, JobServiceServer};
 use trainyard_proto::v1::member_service_server::{MemberService, MemberServiceServer};
+use trainyard_proto::v1::watch_service_server::{WatchService, WatchServiceServer};
 use trainyard_proto::v1::{
     CreateJobRequest, DeleteJobRequest, ExplainJobRequest, GetJobRequest, Job, JobExplanation,
     ListJobFilesRequest, ListJobFilesResponse, ListJobsRequest, ListJobsResponse,
     ListMembersRequest, ListMembersResponse, StreamLogsRequest, StreamLogsResponse,
-    TerminateJobRequest, WatchJobRequest,
+    TerminateJobRequest, WatchEvent, WatchJobRequest, WatchRequest,
 };
 use trainyard_shared::client::{Client, ClientConfig};
 use trainyard_shared::tls::{Authority, Identity, Role, peer_role};
@@ -37,6 +38,10 @@ pub struct Scheduler {
     pub log_requests: Arc<Mutex<Vec<StreamLogsRequest>>>,
     /// States of the job, by pass over the stream.
     pub watches: Arc<Mutex<Vec<Vec<Job>>>>,
+    /// Changes, by pass over the stream; the stream stays open after the last pass.
+    pub changes: Arc<Mutex<Vec<Vec<WatchEvent>>>>,
+    /// Requests for changes, as they came.
+    pub change_requests: Arc<Mutex<Vec<WatchRequest>>>,
     pub calls: Arc<AtomicUsize>,
 }
 
@@ -166,6 +171,26 @@ impl JobService for Scheduler {
     }
 }
 
+#[tonic::async_trait]
+impl WatchService for Scheduler {
+    type WatchStream = Stream<WatchEvent>;
+    async fn watch(
+        &self,
+        request: Request<WatchRequest>,
+    ) -> Result<Response<Self::WatchStream>, Status> {
+        self.change_requests
+            .lock()
+            .unwrap()
+            .push(request.into_inner());
+        let events = shift(&self.changes).ok_or_else(|| Status::out_of_range("too old"))?;
+        let (sender, receiver) = tokio::sync::mpsc::channel(events.len().max(1));
+        for event in events {
+            sender.try_send(Ok(event)).unwrap();
+        }
+        Ok(Response::new(ReceiverStream::new(receiver)))
+    }
+}
+
 /// Serves until the test ends; gives the address.
 pub async fn serve(identity: &Identity, scheduler: Scheduler) -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -174,6 +199,7 @@ pub async fn serve(identity: &Identity, scheduler: Scheduler) -> SocketAddr {
         .tls_config(identity.server_tls())
         .unwrap()
         .add_service(MemberServiceServer::new(scheduler.clone()))
+        .add_service(WatchServiceServer::new(scheduler.clone()))
         .add_service(JobServiceServer::new(scheduler))
         .serve_with_incoming(TcpListenerStream::new(listener));
     tokio::spawn(server);

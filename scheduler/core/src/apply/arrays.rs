@@ -46,7 +46,7 @@ impl State {
         let invalid = |violations| Refusal::invalid(&template.name, in_sweep(violations));
         let size = sweep::size(swept).map_err(invalid)?;
         if let Some(reply) = self.replay_array(&command.request_id, &experiment, &id, size) {
-            return reply.map(Prepared::Made);
+            return reply.map(|made| Prepared::Made(Box::new(made)));
         }
         self.parent_experiment(&experiment)?;
         self.admit_jobs(&template.name, u64::from(size))?;
@@ -67,7 +67,7 @@ impl State {
         command: &CreateJobArray,
     ) -> Applied {
         let NewArray { answer, jobs } = match self.prepare_job_array(context, command)? {
-            Prepared::Made(reply) => return Ok(reply),
+            Prepared::Made(reply) => return Ok(*reply),
             Prepared::New(array) => *array,
         };
         let name = command.job.as_ref().map_or("", |job| job.name.as_str());

@@ -22,7 +22,7 @@ impl State {
                 .into_reply(|cluster| Reply::Cluster(Box::new(cluster))),
             Some(Kind::CreateFileServer(c)) => self
                 .prepare_file_server(context, c)?
-                .into_reply(Reply::FileServer),
+                .into_reply(|server| Reply::FileServer(Box::new(server))),
             Some(Kind::CreateExperiment(c)) => self
                 .prepare_experiment(context, c)?
                 .into_reply(Reply::Experiment),

@@ -34,7 +34,7 @@ impl State {
                 .map(|c| (c.uid.clone(), Reply::Cluster(Box::new(c))))
         };
         if let Some(reply) = self.replay(&command.request_id, &name, find) {
-            return reply.map(Prepared::Made);
+            return reply.map(|made| Prepared::Made(Box::new(made)));
         }
         self.parent_workspace(&parsed.workspace())?;
         if self.clusters.contains_key(&name) {
@@ -77,7 +77,7 @@ impl State {
         command: &CreateCluster,
     ) -> Applied {
         let cluster = match self.prepare_cluster(context, command)? {
-            Prepared::Made(reply) => return Ok(reply),
+            Prepared::Made(reply) => return Ok(*reply),
             Prepared::New(cluster) => cluster,
         };
         let name = cluster.name.clone();
@@ -122,7 +122,7 @@ impl State {
             ));
         }
         let changed = Cluster {
-            scale_settings: wanted.scale_settings.clone(),
+            scale_settings: wanted.scale_settings,
             ..current.clone()
         };
         self.admit_nodes(name, most_nodes(current), most_nodes(&changed))?;

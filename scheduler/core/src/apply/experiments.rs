@@ -24,7 +24,9 @@ impl State {
         self.parent_workspace(&parsed.workspace())?;
         if let Some(existing) = self.experiments.get(&name) {
             alive(&name, existing.provisioning_state())?;
-            return Ok(Prepared::Made(Reply::Experiment(existing.clone())));
+            return Ok(Prepared::Made(Box::new(Reply::Experiment(
+                existing.clone(),
+            ))));
         }
         let mut experiment = wanted.clone();
         experiment.creation_time = Some(context.now);
@@ -40,7 +42,7 @@ impl State {
         command: &CreateExperiment,
     ) -> Applied {
         let experiment = match self.prepare_experiment(context, command)? {
-            Prepared::Made(reply) => return Ok(reply),
+            Prepared::Made(reply) => return Ok(*reply),
             Prepared::New(experiment) => *experiment,
         };
         self.experiments

@@ -26,10 +26,10 @@ impl State {
         let find = |s: &Self, n: &str| {
             s.file_servers
                 .get(n)
-                .map(|f| (f.uid.clone(), Reply::FileServer(f.clone())))
+                .map(|f| (f.uid.clone(), Reply::FileServer(Box::new(f.clone()))))
         };
         if let Some(reply) = self.replay(&command.request_id, &name, find) {
-            return reply.map(Prepared::Made);
+            return reply.map(|made| Prepared::Made(Box::new(made)));
         }
         self.parent_workspace(&parsed.workspace())?;
         if self.file_servers.contains_key(&name) {
@@ -65,7 +65,7 @@ impl State {
         command: &CreateFileServer,
     ) -> Applied {
         let file_server = match self.prepare_file_server(context, command)? {
-            Prepared::Made(reply) => return Ok(reply),
+            Prepared::Made(reply) => return Ok(*reply),
             Prepared::New(file_server) => *file_server,
         };
         let name = file_server.name.clone();
@@ -77,7 +77,7 @@ impl State {
             context.changed(Change::Desired(managed.node.clone()));
         }
         context.changed(Change::FileServer(name));
-        Ok(Reply::FileServer(file_server))
+        Ok(Reply::FileServer(Box::new(file_server)))
     }
 
     pub(super) fn delete_file_server(

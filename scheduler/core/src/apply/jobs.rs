@@ -53,7 +53,7 @@ impl State {
                 .map(|j| (j.uid.clone(), Reply::Job(Box::new(j.into_owned()))))
         };
         if let Some(reply) = self.replay(&command.request_id, &name, find) {
-            return reply.map(Prepared::Made);
+            return reply.map(|made| Prepared::Made(Box::new(made)));
         }
         self.parent_experiment(&parsed.experiment())?;
         let spec = wanted.spec.clone().unwrap_or_default();
@@ -67,7 +67,7 @@ impl State {
 
     pub(super) fn create_job(&mut self, context: &mut Context, command: &CreateJob) -> Applied {
         let job = match self.prepare_job(context, command)? {
-            Prepared::Made(reply) => return Ok(reply),
+            Prepared::Made(reply) => return Ok(*reply),
             Prepared::New(job) => job,
         };
         self.requests

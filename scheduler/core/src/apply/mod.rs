@@ -64,7 +64,7 @@ type Applied = Result<Reply, Refusal>;
 /// What the checking half of a create has found; it has changed nothing, so that a dry run can share it.
 enum Prepared<T> {
     /// A repeat of a create: what it made.
-    Made(Reply),
+    Made(Box<Reply>),
     /// To be written.
     New(Box<T>),
 }
@@ -73,7 +73,7 @@ impl<T> Prepared<T> {
     /// The answer to a dry run.
     fn into_reply(self, reply: impl FnOnce(T) -> Reply) -> Reply {
         match self {
-            Self::Made(made) => made,
+            Self::Made(made) => *made,
             Self::New(new) => reply(*new),
         }
     }

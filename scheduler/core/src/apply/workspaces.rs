@@ -27,7 +27,7 @@ impl State {
                 .map(|w| (w.uid.clone(), Reply::Workspace(w.clone())))
         };
         if let Some(reply) = self.replay(&command.request_id, &name, find) {
-            return reply.map(Prepared::Made);
+            return reply.map(|made| Prepared::Made(Box::new(made)));
         }
         if let Some(existing) = self.workspaces.get(&name) {
             alive(&name, existing.provisioning_state())?;
@@ -48,7 +48,7 @@ impl State {
         command: &CreateWorkspace,
     ) -> Applied {
         let workspace = match self.prepare_workspace(context, command)? {
-            Prepared::Made(reply) => return Ok(reply),
+            Prepared::Made(reply) => return Ok(*reply),
             Prepared::New(workspace) => *workspace,
         };
         let name = workspace.name.clone();

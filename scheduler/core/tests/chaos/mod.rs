@@ -297,11 +297,11 @@ impl Chaos {
                         format!("{}/quota", workspace(a))
                     },
                     clusters: Some(u32::from(b % 4)),
-                    nodes: (b % 2 == 0).then(|| u32::from(c % 9)),
-                    gpus: (b % 3 == 0).then(|| u32::from(c % 9)),
-                    running_jobs: (b % 5 == 0).then(|| u32::from(c % 3)),
+                    nodes: (b.is_multiple_of(2)).then(|| u32::from(c % 9)),
+                    gpus: (b.is_multiple_of(3)).then(|| u32::from(c % 9)),
+                    running_jobs: (b.is_multiple_of(5)).then(|| u32::from(c % 3)),
                     queued_jobs: Some(u32::from(c % 16)),
-                    gpu_hours: (b % 7 == 0).then(|| f64::from(c) / 10.0),
+                    gpu_hours: (b.is_multiple_of(7)).then(|| f64::from(c) / 10.0),
                     gpu_hours_period: None,
                     etag: String::new(),
                 }),
@@ -402,7 +402,7 @@ impl Chaos {
                 export: format!("/{}", order.uid),
                 port: 2049,
                 capacity_bytes: u64::from(s.d) * 1000,
-                errors: (s.c % 4 == 0 && s.d > 99)
+                errors: (s.c.is_multiple_of(4) && s.d > 99)
                     .then(BatchAiError::default)
                     .into_iter()
                     .collect(),
@@ -539,13 +539,13 @@ fn new_cluster(s: &Step, uid: String) -> Cluster {
         },
         vm_priority: i32::from(s.b % 3),
         scale_settings: Some(scale(s.c, s.d)),
-        node_setup: (s.d % 3 == 0).then(|| NodeSetup {
+        node_setup: (s.d.is_multiple_of(3)).then(|| NodeSetup {
             setup_task: Some(SetupTask {
                 command_line: "true".to_owned(),
                 std_out_err_path_prefix: "/logs".to_owned(),
                 ..SetupTask::default()
             }),
-            mount_volumes: (s.d % 2 == 0).then(|| mounts("m")),
+            mount_volumes: (s.d.is_multiple_of(2)).then(|| mounts("m")),
             ..NodeSetup::default()
         }),
         user_account_settings: (s.d == 99).then(|| UserAccountSettings {
@@ -592,10 +592,10 @@ fn spec(s: &Step) -> JobSpec {
             command_line: "true".to_owned(),
         }),
         mount_volumes: (s.c > 230).then(|| mounts("d")),
-        resources_per_node: (s.d % 2 == 0).then(|| ResourcesPerNode {
+        resources_per_node: (s.d.is_multiple_of(2)).then(|| ResourcesPerNode {
             gpus: u32::from(s.c % 4),
         }),
-        constraints: (s.d % 3 == 0).then(|| JobConstraints {
+        constraints: (s.d.is_multiple_of(3)).then(|| JobConstraints {
             max_retry_count: u32::from(s.c % 3),
             ..JobConstraints::default()
         }),

@@ -43,7 +43,7 @@ impl FileServerService for FileServers {
             request_id: request.request_id,
         });
         match self.0.create(command, request.validate_only).await? {
-            Reply::FileServer(file_server) => Ok(Response::new(file_server)),
+            Reply::FileServer(file_server) => Ok(Response::new(*file_server)),
             other => Err(unexpected(&other)),
         }
     }

@@ -24,6 +24,8 @@ use crate::{logs, status, watch};
 
 /// Jobs that one command ends: the log must not be held up by one client.
 const TERMINATE_BATCH: usize = 500;
+/// Jobs that are looked up at a time: what has ended by then need not be passed over for each command.
+const TERMINATE_LOOK: usize = 20 * TERMINATE_BATCH;
 
 /// See the module.
 #[derive(Debug, Clone)]
@@ -146,19 +148,18 @@ impl JobService for Jobs {
             let jobs = self
                 .0
                 .state()
-                .terminable(parent.as_str(), &filter, TERMINATE_BATCH);
-            let full = jobs.len() == TERMINATE_BATCH;
-            if jobs.is_empty() {
-                break;
+                .terminable(parent.as_str(), &filter, TERMINATE_LOOK);
+            let before = terminated;
+            for batch in jobs.chunks(TERMINATE_BATCH) {
+                let jobs = batch.to_vec();
+                let command = Kind::TerminateJobs(store::TerminateJobs { jobs });
+                match self.0.propose(command).await? {
+                    Reply::Count(count) => terminated += count,
+                    other => return Err(unexpected(&other)),
+                }
             }
-            let command = store::TerminateJobs { jobs };
-            match self.0.propose(Kind::TerminateJobs(command)).await? {
-                // A batch without effect: somebody else ends the same jobs.
-                Reply::Count(0) => break,
-                Reply::Count(count) => terminated += count,
-                other => return Err(unexpected(&other)),
-            }
-            if !full {
+            // Without effect: somebody else ends the same jobs.
+            if jobs.len() < TERMINATE_LOOK || terminated == before {
                 break;
             }
         }

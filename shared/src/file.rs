@@ -10,19 +10,24 @@ mod convert;
 mod json;
 mod notes;
 mod tree;
+mod values;
 mod yaml;
 
 use std::collections::BTreeMap;
 use std::fmt;
 
 use prost::{Message, Name};
-use trainyard_proto::v1::{Cluster, FileServer, JobSpec, Workspace};
+use trainyard_proto::v1::{Cluster, FileServer, JobSpec, ParameterSweep, Workspace};
 
 use crate::validate::{self, FieldViolation};
 use tree::{Position, SyntaxError};
 
 /// Largest file, in bytes.
 pub const MAX_FILE_BYTES: usize = 1 << 20;
+/// Key of the sweep that expands a job, beside the job's own fields.
+pub const SWEEP: &str = "parameterSweep";
+/// Field that holds a managed file server; its fields may also stand at the root, where Batch AI has them.
+const MANAGED: &str = "managed";
 
 /// How a file is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -107,9 +112,13 @@ impl std::error::Error for FileErrors {}
 pub struct Parsed<M> {
     /// The resource.
     pub message: M,
-    /// Keys that were ignored, in the order of the file.
+    /// Beside a job: what expands it into many. None for anything else.
+    pub sweep: Option<ParameterSweep>,
+    /// Keys that were ignored and what is worth knowing besides, in the order of the file.
     pub warnings: Vec<Issue>,
     file: String,
+    /// Whether the fields of a managed file server stand at the root.
+    lifted: bool,
     positions: BTreeMap<String, Position>,
 }
 
@@ -119,6 +128,13 @@ impl<M> Parsed<M> {
     #[must_use]
     pub fn locate(&self, field: &str) -> Option<(usize, usize)> {
         self.place(field).map(|place| (place.line, place.column))
+    }
+
+    /// The field as the file has it. It differs where the file is written as for Batch AI: `managed.vmSize` of a file server
+    /// is its `vmSize`.
+    #[must_use]
+    pub fn shown<'a>(&self, field: &'a str) -> &'a str {
+        shown(field, self.lifted)
     }
 
     fn place(&self, field: &str) -> Option<Position> {
@@ -143,11 +159,13 @@ impl<M> Parsed<M> {
         // A value of the wrong form was not read: what seems to be missing for that is no second mistake.
         let known: Vec<String> = errors.iter().map(|error| error.field.clone()).collect();
         for violation in violations {
-            if known.iter().any(|field| related(field, &violation.field)) {
+            let field = self.shown(&violation.field);
+            if known.iter().any(|known| related(known, field)) {
                 continue;
             }
             let place = self.place(&violation.field).unwrap_or(Position::START);
-            errors.push(issue(&self.file, place, violation.field, violation.message));
+            let field = field.to_owned();
+            errors.push(issue(&self.file, place, field, violation.message));
         }
         if errors.is_empty() {
             return Ok(self);
@@ -157,6 +175,14 @@ impl<M> Parsed<M> {
             errors,
             warnings: self.warnings,
         })
+    }
+}
+
+fn shown(field: &str, lifted: bool) -> &str {
+    match field.strip_prefix(MANAGED) {
+        Some("") if lifted => "",
+        Some(rest) if lifted => rest.strip_prefix('.').unwrap_or(field),
+        _ => field,
     }
 }
 
@@ -235,16 +261,28 @@ where
     parsed.check(errors, violations)
 }
 
-/// Reads a job file and checks the job. A missing `cluster` is no error here: the command may name it; whoever
-/// fills it in must check again with [`validate::job`].
+/// Reads a job file and checks the job, and the sweep beside it. A missing `cluster` is no error here: the command may
+/// name it; whoever fills it in must check again with [`validate::job`]. What this version cannot start is warned about:
+/// creating such a job is refused.
 pub fn job_file(name: &str, text: &str, format: Format) -> Result<Parsed<JobSpec>, FileErrors> {
-    read_and_check(name, text, format, |spec: &JobSpec| {
-        let mut violations = validate::job(spec);
-        if spec.cluster.is_none() {
-            violations.retain(|violation| violation.field != "cluster");
-        }
-        violations
-    })
+    let (mut parsed, errors) = read_all::<JobSpec>(name, text, format)?;
+    let spec = &parsed.message;
+    let mut violations = validate::job(spec);
+    if spec.cluster.is_none() {
+        violations.retain(|violation| violation.field != "cluster");
+    }
+    if let Some(sweep) = &parsed.sweep {
+        let inside = validate::sweep(sweep).into_iter();
+        violations.extend(inside.map(|violation| violation.inside(SWEEP)));
+    }
+    for violation in validate::launchable(spec) {
+        let place = parsed.place(&violation.field).unwrap_or(Position::START);
+        let warning = issue(name, place, violation.field, violation.message);
+        parsed.warnings.push(warning);
+    }
+    let order = |issue: &Issue| (issue.line, issue.column);
+    parsed.warnings.sort_by_key(order);
+    parsed.check(errors, violations)
 }
 
 /// Reads a cluster file and checks the cluster.

@@ -281,6 +281,15 @@ impl JobName {
         Ok(Self(format!("{experiment}/jobs/{id}")))
     }
 
+    /// What a reference inside `experiment` means: a resource name, or the bare id of a job of that experiment.
+    pub fn resolve(experiment: &ExperimentName, reference: &str) -> Result<Self, NameError> {
+        if reference.contains('/') {
+            reference.parse()
+        } else {
+            Self::new(experiment, reference)
+        }
+    }
+
     /// The last segment.
     #[must_use]
     pub fn id(&self) -> &str {

@@ -14,7 +14,7 @@ mod toolkits;
 use std::fmt;
 
 pub use administration::{node_class, quota};
-pub use job::job;
+pub use job::{job, launchable};
 pub use resources::{cluster, file_server, workspace};
 
 /// Most nodes of a job or cluster.
@@ -35,6 +35,19 @@ pub struct FieldViolation {
     pub field: String,
     /// What is wrong and what to write.
     pub message: String,
+}
+
+impl FieldViolation {
+    /// The same of an object that stands in field `outer`.
+    #[must_use]
+    pub fn inside(self, outer: &str) -> Self {
+        let field = if self.field.is_empty() {
+            outer.to_owned()
+        } else {
+            format!("{outer}.{}", self.field)
+        };
+        Self { field, ..self }
+    }
 }
 
 impl fmt::Display for FieldViolation {

@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, HashMap};
 
 use prost::{Message, Name};
 use prost_reflect::{
-    DynamicMessage, EnumDescriptor, FieldDescriptor, Kind, MapKey, MessageDescriptor,
-    Value as Field,
+    DynamicMessage, FieldDescriptor, Kind, MapKey, MessageDescriptor, Value as Field,
 };
+use trainyard_proto::v1::{FileServer, JobSpec, ManagedFileServer, ParameterSweep};
 
 use super::tree::{Entry, Node, Position, Value};
-use super::{FileErrors, Issue, Parsed, issue, notes};
-use crate::{duration, reflect, time};
+use super::values::{
+    expected_list, expected_object, read_duration, read_enum, read_float, read_integer, read_time,
+};
+use super::{FileErrors, Issue, MANAGED, Parsed, SWEEP, issue, notes, shown};
+use crate::reflect;
 
 /// Most errors, and most warnings, that are reported.
 const MAX_ISSUES: usize = 50;
@@ -18,6 +21,26 @@ const MAX_ISSUES: usize = 50;
 const SILENT: &[&str] = &["$schema"];
 /// Holds the fields in Batch AI's envelope.
 const ENVELOPE: &str = "properties";
+/// Fields that must be written though their default (0) would be a good value, by message; with what to write.
+const REQUIRED: &[(&str, &str, &str)] = &[
+    (
+        "ManualScaleSettings",
+        "targetNodeCount",
+        "how many nodes the cluster shall have",
+    ),
+    (
+        "AutoScaleSettings",
+        "minimumNodeCount",
+        "how many nodes the cluster keeps without jobs, such as 0",
+    ),
+    (
+        "AutoScaleSettings",
+        "maximumNodeCount",
+        "how many nodes the cluster may grow to",
+    ),
+];
+/// Texts that may also be written as numbers or as true and false: they become part of a text anyway.
+const PLAIN_TEXTS: &[&str] = &["trainyard.v1.SweepParameter.values"];
 
 /// Turns the values of a file into `M` as far as they fit, beside the errors about the rest.
 pub(super) fn convert<M>(name: &str, root: &Node) -> Result<(Parsed<M>, Vec<Issue>), FileErrors>
@@ -34,25 +57,35 @@ where
     let mut reader = Reader {
         file: name,
         root: descriptor.clone(),
+        lifted: false,
+        sweep: None,
         errors: Vec::new(),
         warnings: Vec::new(),
         positions: BTreeMap::from([(String::new(), root.position)]),
     };
     let dynamic = reader.file(root, &descriptor);
     let Reader {
+        lifted,
+        sweep,
         errors,
         mut warnings,
         positions,
         ..
     } = reader;
     warnings.sort_by_key(|warning| (warning.line, warning.column));
-    let message = dynamic
-        .transcode_to()
-        .map_err(|_| broken("what was read does not fit the protocol; report this as a bug"))?;
+    let unfit =
+        |_| broken("what was read does not fit the protocol; report this as a bug");
+    let message = dynamic.transcode_to().map_err(unfit)?;
+    let sweep = sweep
+        .map(|sweep| sweep.transcode_to())
+        .transpose()
+        .map_err(unfit)?;
     let parsed = Parsed {
         message,
+        sweep,
         warnings,
         file: name.to_owned(),
+        lifted,
         positions,
     };
     Ok((parsed, errors))
@@ -62,6 +95,10 @@ struct Reader<'a> {
     file: &'a str,
     /// What the whole file describes.
     root: MessageDescriptor,
+    /// Whether the fields of a managed file server stand at the root, as in Batch AI.
+    lifted: bool,
+    /// What stands beside a job.
+    sweep: Option<DynamicMessage>,
     errors: Vec<Issue>,
     warnings: Vec<Issue>,
     positions: BTreeMap<String, Position>,
@@ -69,16 +106,18 @@ struct Reader<'a> {
 
 impl Reader<'_> {
     fn error(&mut self, position: Position, path: &str, message: impl Into<String>) {
+        let path = shown(path, self.lifted).to_owned();
         push(
             &mut self.errors,
-            issue(self.file, position, path.to_owned(), message.into()),
+            issue(self.file, position, path, message.into()),
         );
     }
 
     fn warning(&mut self, position: Position, path: &str, message: impl Into<String>) {
+        let path = shown(path, self.lifted).to_owned();
         push(
             &mut self.warnings,
-            issue(self.file, position, path.to_owned(), message.into()),
+            issue(self.file, position, path, message.into()),
         );
     }
 
@@ -90,12 +129,17 @@ impl Reader<'_> {
         };
         let enveloped = descriptor.get_field_by_json_name(ENVELOPE).is_none();
         let mut fields = Vec::new();
+        let mut envelope: Option<Position> = None;
         for entry in entries {
             if SILENT.contains(&entry.key.as_str()) {
                 continue;
             }
             if !enveloped || entry.key != ENVELOPE {
                 fields.push(entry);
+                continue;
+            }
+            if let Some(earlier) = envelope.replace(entry.key_position) {
+                self.error(entry.key_position, ENVELOPE, twice(earlier));
                 continue;
             }
             match &entry.node.value {
@@ -113,7 +157,66 @@ impl Reader<'_> {
                 }
             }
         }
+        if descriptor.full_name() == JobSpec::full_name() {
+            self.sweep(&mut fields);
+        }
+        let managed = if descriptor.full_name() == FileServer::full_name() {
+            self.lift(&mut fields, descriptor)
+        } else {
+            None
+        };
+        fields.extend(&managed);
         self.object(&fields, descriptor, "")
+    }
+
+    /// Takes the sweep out of the fields of a job, beside which it stands.
+    fn sweep(&mut self, fields: &mut Vec<&Entry>) {
+        let mut found: Option<Position> = None;
+        for entry in fields.extract_if(.., |entry| entry.key == SWEEP) {
+            if let Some(earlier) = found.replace(entry.key_position) {
+                self.error(entry.key_position, SWEEP, twice(earlier));
+            } else if let (Value::Object(entries), Some(descriptor)) = (
+                &entry.node.value,
+                reflect::descriptor::<ParameterSweep>(),
+            ) {
+                self.positions.insert(SWEEP.to_owned(), place(entry));
+                let entries: Vec<&Entry> = entries.iter().collect();
+                self.sweep = Some(self.object(&entries, &descriptor, SWEEP));
+            } else if !matches!(entry.node.value, Value::Null) {
+                let found = entry.node.value.kind();
+                let text = format!("expected an object, found {found}; write an object with parameters");
+                self.error(entry.node.position, SWEEP, text);
+            }
+        }
+    }
+
+    /// Gathers fields of a managed file server that stand at the root, where Batch AI has them.
+    fn lift(
+        &mut self,
+        fields: &mut Vec<&Entry>,
+        descriptor: &MessageDescriptor,
+    ) -> Option<Entry> {
+        let managed = reflect::descriptor::<ManagedFileServer>()?;
+        if fields.iter().any(|entry| entry.key == MANAGED) {
+            return None;
+        }
+        let entries: Vec<Entry> = fields
+            .extract_if(.., |entry| {
+                descriptor.get_field_by_json_name(&entry.key).is_none()
+                    && managed.get_field_by_json_name(&entry.key).is_some()
+            })
+            .map(|entry| entry.clone())
+            .collect();
+        let position = entries.first()?.key_position;
+        self.lifted = true;
+        Some(Entry {
+            key: MANAGED.to_owned(),
+            key_position: position,
+            node: Node {
+                position,
+                value: Value::Object(entries),
+            },
+        })
     }
 
     fn object(
@@ -166,6 +269,19 @@ impl Reader<'_> {
                 self.error(entry.node.position, &path, error.to_string());
             }
         }
+        for (_, key, what) in REQUIRED
+            .iter()
+            .filter(|(message, ..)| *message == descriptor.name())
+        {
+            let written = entries
+                .iter()
+                .any(|entry| entry.key == *key && !matches!(entry.node.value, Value::Null));
+            if !written {
+                let position = self.positions.get(path).copied();
+                let text = format!("required; write {what}");
+                self.error(position.unwrap_or(Position::START), &join(path, key), text);
+            }
+        }
         message
     }
 
@@ -185,7 +301,17 @@ impl Reader<'_> {
         for (index, item) in items.iter().enumerate() {
             let path = format!("{path}[{index}]");
             self.positions.insert(path.clone(), item.position);
-            values.extend(self.single(item, &field.kind(), &path));
+            if let Value::Number(text) = &item.value
+                && PLAIN_TEXTS.contains(&field.full_name())
+            {
+                values.push(Field::String(text.clone()));
+            } else if let Value::Bool(value) = &item.value
+                && PLAIN_TEXTS.contains(&field.full_name())
+            {
+                values.push(Field::String(value.to_string()));
+            } else {
+                values.extend(self.single(item, &field.kind(), &path));
+            }
         }
         Some(Field::List(values))
     }
@@ -285,137 +411,3 @@ fn join(path: &str, key: &str) -> String {
     }
 }
 
-/// Names a few of the keys that the object may have.
-fn expected_object(message: &MessageDescriptor, found: &Value) -> String {
-    const SHOWN: usize = 4;
-    let mut keys: Vec<String> = message
-        .fields()
-        .filter(|field| notes::ignored(field).is_none())
-        .map(|field| field.json_name().to_owned())
-        .collect();
-    let more = keys.len() > SHOWN;
-    keys.truncate(SHOWN);
-    let example = match (keys.is_empty(), more) {
-        (true, _) => "write {}".to_owned(),
-        (false, false) => format!("write an object with {}", keys.join(", ")),
-        (false, true) => format!("write an object with {}, ...", keys.join(", ")),
-    };
-    format!("expected an object, found {}; {example}", found.kind())
-}
-
-fn expected_list(field: &FieldDescriptor, found: &Value) -> String {
-    let found = found.kind();
-    match field.kind() {
-        Kind::Message(item) => {
-            let keys: Vec<String> = item
-                .fields()
-                .map(|field| field.json_name().to_owned())
-                .take(4)
-                .collect();
-            let keys = keys.join(", ");
-            format!("expected a list, found {found}; write a list of objects with {keys}")
-        }
-        _ => format!("expected a list, found {found}"),
-    }
-}
-
-fn read_duration(descriptor: &MessageDescriptor, value: &Value) -> Result<Field, String> {
-    match value {
-        Value::Text(text) => duration::parse(text)
-            .map_err(|error| error.to_string())
-            .and_then(|duration| well_known(descriptor, &duration)),
-        other => Err(format!(
-            "expected a duration, found {}; write \"P7D\", \"PT1H30M\" or \"3600s\"",
-            other.kind()
-        )),
-    }
-}
-
-fn read_time(descriptor: &MessageDescriptor, value: &Value) -> Result<Field, String> {
-    match value {
-        Value::Text(text) => time::parse(text)
-            .map_err(|error| error.to_string())
-            .and_then(|time| well_known(descriptor, &time)),
-        other => Err(format!(
-            "expected a time, found {}; write \"2031-05-17T08:30:00Z\"",
-            other.kind()
-        )),
-    }
-}
-
-fn read_enum(kind: &EnumDescriptor, value: &Value) -> Result<Field, String> {
-    let values: Vec<(String, i32)> = kind
-        .values()
-        .filter(|value| value.number() != 0)
-        .map(|value| (reflect::short_name(kind, &value), value.number()))
-        .collect();
-    if let Value::Text(text) = value
-        && let Some((_, number)) = values
-            .iter()
-            .find(|(name, _)| name.eq_ignore_ascii_case(text))
-    {
-        return Ok(Field::EnumNumber(*number));
-    }
-    let names: Vec<&str> = values.iter().map(|(name, _)| name.as_str()).collect();
-    let what = match value {
-        Value::Text(_) => "unknown value".to_owned(),
-        other => format!("expected a string, found {}", other.kind()),
-    };
-    Err(format!("{what}; write one of {}", names.join(", ")))
-}
-
-fn read_float(kind: &Kind, value: &Value) -> Result<Field, String> {
-    let number = match value {
-        Value::Number(text) => text.parse::<f64>().ok().filter(|number| number.is_finite()),
-        _ => None,
-    };
-    match number {
-        Some(number) if matches!(kind, Kind::Float) => Ok(Field::F32(number as f32)),
-        Some(number) => Ok(Field::F64(number)),
-        None => Err(format!("expected a number, found {}", value.kind())),
-    }
-}
-
-fn read_integer(kind: &Kind, value: &Value) -> Result<Field, String> {
-    let (least, most) = match kind {
-        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => (i128::from(i32::MIN), i128::from(i32::MAX)),
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => (i128::from(i64::MIN), i128::from(i64::MAX)),
-        Kind::Uint64 | Kind::Fixed64 => (0, i128::from(u64::MAX)),
-        _ => (0, i128::from(u32::MAX)),
-    };
-    let text = match value {
-        Value::Number(text) => text,
-        Value::Text(text) if whole(text).is_some() => {
-            return Err("expected a whole number, found a string; remove the quotes".to_owned());
-        }
-        other => return Err(format!("expected a whole number, found {}", other.kind())),
-    };
-    let number = whole(text).filter(|number| (least..=most).contains(number));
-    let number = number.ok_or_else(|| format!("expected a whole number from {least} to {most}"))?;
-    let field = match kind {
-        Kind::Int32 | Kind::Sint32 | Kind::Sfixed32 => i32::try_from(number).ok().map(Field::I32),
-        Kind::Int64 | Kind::Sint64 | Kind::Sfixed64 => i64::try_from(number).ok().map(Field::I64),
-        Kind::Uint64 | Kind::Fixed64 => u64::try_from(number).ok().map(Field::U64),
-        _ => u32::try_from(number).ok().map(Field::U32),
-    };
-    field.ok_or_else(|| format!("expected a whole number from {least} to {most}"))
-}
-
-/// A whole number, also written as 2.0 or 2e0.
-fn whole(text: &str) -> Option<i128> {
-    const EXACT: f64 = 9_007_199_254_740_992.0;
-    text.parse().ok().or_else(|| {
-        let number: f64 = text.parse().ok()?;
-        // Beyond, not every whole number has a place of its own.
-        (number.fract() == 0.0 && number.abs() <= EXACT).then_some(number as i128)
-    })
-}
-
-/// A message that the reader makes itself, as the reflection has it.
-fn well_known(descriptor: &MessageDescriptor, value: &impl Message) -> Result<Field, String> {
-    let mut message = DynamicMessage::new(descriptor.clone());
-    message
-        .transcode_from(value)
-        .map(|()| Field::Message(message))
-        .map_err(|error| error.to_string())
-}

@@ -5,20 +5,10 @@ use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 const BY_SCHEDULER: &str = "set by the scheduler; ignored";
 const NAMED_APART: &str = "ignored: the name is given beside the file, not in it";
 const NO_KEYS: &str = "ignored: storage is bound by the workspace and needs no key";
-const NO_PASSWORD: &str =
-    "ignored: nobody logs in to the nodes with it; better remove it from the file";
-const NO_BLOBFUSE: &str = "ignored: storage is bound by the workspace and not mounted by blobfuse";
-
 /// By message and key: why the key is left out.
 const IGNORED: &[(&str, &[&str], &str)] = &[
     ("AzureFileShareReference", &["credentials"], NO_KEYS),
     ("AzureBlobFileSystemReference", &["credentials"], NO_KEYS),
-    (
-        "AzureBlobFileSystemReference",
-        &["mountOptions"],
-        NO_BLOBFUSE,
-    ),
-    ("UserAccountSettings", &["adminUserPassword"], NO_PASSWORD),
     ("SetupTask", &["stdOutErrPathSuffix"], BY_SCHEDULER),
     ("Workspace", &["name"], NAMED_APART),
     ("Cluster", &["name"], NAMED_APART),
@@ -30,7 +20,17 @@ const IGNORED: &[(&str, &[&str], &str)] = &[
     ),
     (
         "FileServer",
-        &["creationTime", "provisioningState", "etag", "uid"],
+        &[
+            "creationTime",
+            "provisioningState",
+            "provisioningStateTransitionTime",
+            "etag",
+            "uid",
+            "mountSettings",
+            "errors",
+            "capacityBytes",
+            "freeBytes",
+        ],
         BY_SCHEDULER,
     ),
     (
@@ -46,9 +46,74 @@ const IGNORED: &[(&str, &[&str], &str)] = &[
             "etag",
             "uid",
             "nodes",
+            "targetNodeCount",
+            "nodeClass",
+            "allocationReason",
+            "sequence",
+            "followsJobs",
         ],
         BY_SCHEDULER,
     ),
+];
+
+const ARM: &str = "ignored: the name is given beside the file, and the kind is known";
+
+/// Keys of files that were written for Batch AI, by message (empty: whatever the file describes): what replaces them.
+const LEGACY: &[(&str, &[&str], &str)] = &[
+    (
+        "JobSpec",
+        &["priority"],
+        "of the 2017-09 API, ignored; write schedulingPriority: low, normal or high",
+    ),
+    (
+        "JobSpec",
+        &["toolType"],
+        "ignored: the settings object that is present says which toolkit it is",
+    ),
+    (
+        "JobSpec",
+        &["experimentName"],
+        "ignored: the experiment is named beside the file, with `-e`",
+    ),
+    (
+        "JobSpec",
+        &[
+            "creationTime",
+            "provisioningState",
+            "provisioningStateTransitionTime",
+            "executionState",
+            "executionStateTransitionTime",
+            "executionInfo",
+            "jobOutputDirectoryPathSegment",
+        ],
+        BY_SCHEDULER,
+    ),
+    (
+        "Cluster",
+        &["provisioningStateTransitionTime"],
+        BY_SCHEDULER,
+    ),
+    (
+        "OutputDirectory",
+        &["createNew"],
+        "of the 2017-09 API, ignored: output directories are always made",
+    ),
+    (
+        "OutputDirectory",
+        &["type"],
+        "of the 2017-09 API, ignored: an output directory may hold anything",
+    ),
+    (
+        "SetupTask",
+        &["runElevated"],
+        "of older APIs, ignored: the setup task always runs as root",
+    ),
+    (
+        "",
+        &["location"],
+        "ignored: a workspace alone has a location",
+    ),
+    ("", &["id", "name", "type", "apiVersion"], ARM),
 ];
 
 /// Why that field is left out; None: it is read.
@@ -63,6 +128,13 @@ pub(super) fn ignored(field: &FieldDescriptor) -> Option<&'static str> {
 /// What to say about a key that `message` does not have; `root` is the message of the whole file.
 pub(super) fn unknown(key: &str, message: &MessageDescriptor, root: &MessageDescriptor) -> String {
     const UNKNOWN: &str = "unknown key, ignored";
+    let legacy = LEGACY.iter().find(|(of, keys, _)| {
+        let fits = *of == message.name() || (of.is_empty() && message == root);
+        fits && keys.contains(&key)
+    });
+    if let Some((_, _, why)) = legacy {
+        return (*why).to_owned();
+    }
     if let Some(meant) = closest(key, message) {
         return format!("{UNKNOWN}; did you mean {meant}?");
     }
@@ -166,7 +238,8 @@ mod tests {
             ("nodeCuont", &root, "did you mean nodeCount?"),
             ("pytorchSettings", &root, "did you mean pyTorchSettings?"),
             ("stdOutErrPath", &root, "did you mean stdOutErrPathPrefix?"),
-            ("name", &root, "unknown key, ignored"),
+            ("name", &root, "the kind is known"),
+            ("priority", &root, "write schedulingPriority: low, normal or high"),
             ("nprocPerNode", &root, "it belongs into torchrunSettings"),
             ("mountPath", &root, "unknown key, ignored"),
             ("nodeCount", &settings, "it belongs to the outermost object"),

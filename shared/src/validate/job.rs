@@ -1,15 +1,23 @@
 //! Jobs.
 
 use prost::Message;
-use trainyard_proto::v1::{ContainerSettings, EnvironmentVariable, JobSpec, ResourceId};
+use trainyard_proto::v1::{
+    ContainerSettings, DependencyCondition, EnvironmentVariable, ImageSourceRegistry, JobConstraints,
+    JobSpec, ResourceId, RetryCause, SchedulingPriority,
+};
 
 use super::checks::Checker;
 use super::{FieldViolation, MAX_COMMAND_BYTES, MAX_NODES, MAX_PATH_BYTES, MAX_PROCESSES_PER_NODE};
 use super::{mounts, toolkits};
-use crate::names::{ClusterName, WorkspaceName};
+use crate::names::{ClusterName, ExperimentName, JobName, WorkspaceName};
 
 /// Name by which the files of a job's own output are asked for.
 const RESERVED_DIRECTORY: &str = "stdouterr";
+
+/// Most retries of a job.
+const MAX_RETRIES: u32 = 1_000;
+/// Most jobs that a job can wait for.
+const MAX_DEPENDENCIES: usize = 1_000;
 
 /// Everything that is wrong with a job. Empty: the job may be created, where its cluster exists and its names are bound.
 #[must_use]
@@ -50,7 +58,19 @@ pub fn job(spec: &JobSpec) -> Vec<FieldViolation> {
              the job's user can read",
         );
     }
+    if SchedulingPriority::try_from(spec.scheduling_priority).is_err() {
+        c.wrong("schedulingPriority", "unknown; write low, normal or high");
+    }
     limits(&mut c, spec);
+    dependencies(&mut c, spec);
+    c.finish()
+}
+
+/// What this version cannot start, though the job is well written. Creating such a job is refused; checking one is not.
+#[must_use]
+pub fn launchable(spec: &JobSpec) -> Vec<FieldViolation> {
+    let mut c = Checker::new();
+    toolkits::launchable(&mut c, spec);
     c.finish()
 }
 
@@ -77,7 +97,7 @@ fn container_settings(c: &mut Checker, settings: &ContainerSettings) {
         None => c.wrong("imageSourceRegistry", "required; write the image as imageSourceRegistry.image"),
         Some(registry) => c.within("imageSourceRegistry", |c| {
             c.required("image", &registry.image, "the name of an image that the workspace binds");
-            c.plain("serverUrl", &registry.server_url, MAX_PATH_BYTES);
+            server_url(c, registry);
             if registry.credentials.is_some() {
                 c.wrong(
                     "credentials",
@@ -89,6 +109,33 @@ fn container_settings(c: &mut Checker, settings: &ContainerSettings) {
     }
     if !settings.shm_size.is_empty() && !is_size(&settings.shm_size) {
         c.wrong("shmSize", "write a size such as 512m or 16gb");
+    }
+}
+
+/// The registry is part of the image's name, which the workspace binds; another one would be ignored.
+fn server_url(c: &mut Checker, registry: &ImageSourceRegistry) {
+    const DEFAULT: [&str; 4] = [
+        "docker.io",
+        "index.docker.io",
+        "registry-1.docker.io",
+        "registry.hub.docker.com",
+    ];
+    if registry.server_url.is_empty() || !c.plain("serverUrl", &registry.server_url, MAX_PATH_BYTES) {
+        return;
+    }
+    let url = registry.server_url.to_ascii_lowercase();
+    let rest = url.split_once("://").map_or(url.as_str(), |(_, rest)| rest);
+    let host = rest.split('/').next().unwrap_or_default();
+    let begins = registry
+        .image
+        .to_ascii_lowercase()
+        .strip_prefix(host)
+        .is_some_and(|rest| rest.starts_with('/'));
+    if host.is_empty() || !(begins || DEFAULT.contains(&host)) {
+        c.wrong(
+            "serverUrl",
+            "the image must begin with the registry's host, as REGISTRY/IMAGE; or leave serverUrl out",
+        );
     }
 }
 
@@ -153,7 +200,7 @@ fn directory_id(c: &mut Checker, id: &str) {
     }
 }
 
-fn variables(c: &mut Checker, variables: &[EnvironmentVariable]) {
+pub(super) fn variables(c: &mut Checker, variables: &[EnvironmentVariable]) {
     c.each("environmentVariables", variables, |c, variable| {
         if c.required("name", &variable.name, "the name of the variable")
             && variable.name.contains('=')
@@ -169,7 +216,90 @@ fn variables(c: &mut Checker, variables: &[EnvironmentVariable]) {
     );
 }
 
+fn retries(c: &mut Checker, constraints: &JobConstraints) {
+    if constraints.max_retry_count > MAX_RETRIES {
+        c.wrong(
+            "maxRetryCount",
+            format!("at most {MAX_RETRIES} retries are possible"),
+        );
+    }
+    if constraints.max_retry_count == 0 {
+        for (key, given) in [
+            ("retryOn", !constraints.retry_on.is_empty()),
+            ("retryExitCodes", !constraints.retry_exit_codes.is_empty()),
+        ] {
+            if given {
+                c.wrong(key, "nothing is retried without maxRetryCount; write how often");
+            }
+        }
+    }
+    let known = |cause: i32| {
+        RetryCause::try_from(cause).is_ok_and(|cause| cause != RetryCause::Unspecified)
+    };
+    for (index, cause) in constraints.retry_on.iter().enumerate() {
+        let key = format!("retryOn[{index}]");
+        if !known(*cause) {
+            c.wrong(
+                &key,
+                "unknown; write one of exitcode, preparation, mount, launch, wallclock",
+            );
+        } else if constraints.retry_on[..index].contains(cause) {
+            c.wrong(&key, "stands already before; leave it out");
+        }
+    }
+    let on_exit = constraints.retry_on.is_empty()
+        || constraints.retry_on.contains(&RetryCause::Exitcode.into());
+    if !on_exit && !constraints.retry_exit_codes.is_empty() {
+        c.wrong(
+            "retryExitCodes",
+            "needs exitcode among the causes of retryOn",
+        );
+    }
+    for (index, code) in constraints.retry_exit_codes.iter().enumerate() {
+        if !(1..=255).contains(code) {
+            c.wrong(
+                &format!("retryExitCodes[{index}]"),
+                "write an exit code from 1 to 255",
+            );
+        }
+    }
+}
+
+fn dependencies(c: &mut Checker, spec: &JobSpec) {
+    if spec.depends_on.len() > MAX_DEPENDENCIES {
+        c.wrong(
+            "dependsOn",
+            format!("at most {MAX_DEPENDENCIES} jobs can be waited for"),
+        );
+        return;
+    }
+    // A bare name is taken in the experiment of the job, which is not known here; any will do to check it.
+    let any = WorkspaceName::new("w").and_then(|any| ExperimentName::new(&any, "e"));
+    c.each("dependsOn", &spec.depends_on, |c, dependency| {
+        if DependencyCondition::try_from(dependency.condition).is_err() {
+            c.wrong("condition", "unknown; write success or end");
+        }
+        let id = dependency.job.as_ref().map_or("", |job| job.id.as_str());
+        if c.required("job.id", id, "the name of a job of the same experiment") {
+            let checked = any.clone().and_then(|any| JobName::resolve(&any, id));
+            if let Err(error) = checked {
+                c.wrong("job.id", error.to_string());
+            }
+        }
+    });
+    c.unique(
+        "dependsOn",
+        "job.id",
+        spec.depends_on
+            .iter()
+            .map(|dependency| dependency.job.as_ref().map_or("", |job| job.id.as_str())),
+    );
+}
+
 fn limits(c: &mut Checker, spec: &JobSpec) {
+    if let Some(constraints) = &spec.constraints {
+        c.within("constraints", |c| retries(c, constraints));
+    }
     let limit = spec
         .constraints
         .as_ref()

@@ -7,8 +7,7 @@ use super::{MAX_COMMAND_BYTES, MAX_PATH_BYTES};
 use crate::names::{FileServerName, WorkspaceName};
 use crate::shares;
 
-/// Every entry names its source, and no two mount points are the same or inside each other. Credentials of Azure are
-/// neither needed nor looked at.
+/// Every entry names its source, and no two mount points are the same or inside each other.
 pub(super) fn check(c: &mut Checker, volumes: &MountVolumes) {
     c.each("azureFileShares", &volumes.azure_file_shares, |c, mount| {
         const EXAMPLE: &str = "https://ACCOUNT.file.core.windows.net/SHARE";
@@ -21,6 +20,7 @@ pub(super) fn check(c: &mut Checker, volumes: &MountVolumes) {
             );
         }
         c.plain("accountName", &mount.account_name, MAX_PATH_BYTES);
+        credentials(c, mount.credentials.is_some());
         mode(c, "fileMode", &mount.file_mode);
         mode(c, "directoryMode", &mount.directory_mode);
         mount_point(c, &mount.relative_mount_path);
@@ -41,7 +41,13 @@ pub(super) fn check(c: &mut Checker, volumes: &MountVolumes) {
                 );
             }
             c.plain("accountName", &mount.account_name, MAX_PATH_BYTES);
-            c.plain("mountOptions", &mount.mount_options, MAX_COMMAND_BYTES);
+            credentials(c, mount.credentials.is_some());
+            if !mount.mount_options.is_empty() {
+                c.wrong(
+                    "mountOptions",
+                    "options of blobfuse, which mounts nothing here; leave them out: the workspace binds the container",
+                );
+            }
             mount_point(c, &mount.relative_mount_path);
         },
     );
@@ -92,9 +98,21 @@ pub(super) fn mount_options(c: &mut Checker, options: &str) {
     }
 }
 
+fn credentials(c: &mut Checker, given: bool) {
+    if given {
+        c.wrong(
+            "credentials",
+            "no key is kept, and none is needed; leave it out: the workspace binds the storage",
+        );
+    }
+}
+
 fn mode(c: &mut Checker, key: &str, mode: &str) {
-    if !mode.is_empty() && (mode.len() > 5 || !mode.bytes().all(|b| (b'0'..=b'7').contains(&b))) {
-        c.wrong(key, "write an octal mode, such as 0777");
+    if !matches!(mode, "" | "0777" | "777") {
+        c.wrong(
+            key,
+            "only 0777 is possible: file servers and host paths carry their own modes; leave it out",
+        );
     }
 }
 

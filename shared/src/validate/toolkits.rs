@@ -23,17 +23,30 @@ pub(super) fn check(c: &mut Checker, spec: &JobSpec) {
                 );
             }
         }
-        Ok(toolkit) if !toolkit.launchable() => c.wrong(
-            toolkit.key(),
-            format!(
-                "{} jobs cannot be started by this version; it starts {}",
-                toolkit.tool_type(),
-                launchable_keys()
-            ),
-        ),
         Ok(_) => {}
     }
     settings(c, spec);
+}
+
+/// What this version cannot start, though the job is well written.
+pub(super) fn launchable(c: &mut Checker, spec: &JobSpec) {
+    if let Ok(toolkit) = Toolkit::of(spec)
+        && !toolkit.launchable()
+    {
+        let (kind, known) = (toolkit.tool_type(), launchable_keys());
+        c.wrong(
+            toolkit.key(),
+            format!("{kind} jobs cannot be started by this version; it starts {known}"),
+        );
+    }
+    if let Some(settings) = &spec.py_torch_settings
+        && settings.communication_backend.eq_ignore_ascii_case("mpi")
+    {
+        c.wrong(
+            "pyTorchSettings.communicationBackend",
+            "mpi needs mpirun, which this version does not start; write gloo, nccl or tcp",
+        );
+    }
 }
 
 fn settings(c: &mut Checker, spec: &JobSpec) {
@@ -166,11 +179,7 @@ fn py_torch(c: &mut Checker, settings: &PyTorchSettings, nodes: u32) {
             "communicationBackend",
             "required for more than one process; write gloo, nccl or tcp",
         ),
-        "" | "tcp" | "gloo" | "nccl" => {}
-        "mpi" => c.wrong(
-            "communicationBackend",
-            "mpi needs mpirun, which this version does not start; write gloo, nccl or tcp",
-        ),
+        "" | "tcp" | "gloo" | "nccl" | "mpi" => {}
         _ => c.wrong("communicationBackend", "unknown; write gloo, nccl or tcp"),
     }
 }

@@ -14,7 +14,7 @@ mod toolkits;
 use std::fmt;
 
 pub use administration::{node_class, quota};
-pub use job::{job, launchable};
+pub use job::{job, launchable, sweep};
 pub use resources::{cluster, file_server, workspace};
 
 /// Most nodes of a job or cluster.

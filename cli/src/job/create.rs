@@ -111,7 +111,8 @@ fn complete(
             "which cluster? Pass `-c CLUSTER`, or write `cluster: {id: ...}` in the job file",
         ));
     }
-    let violations = validate::job(&spec);
+    let mut violations = validate::job(&spec);
+    violations.extend(validate::launchable(&spec));
     if violations.is_empty() {
         Ok(spec)
     } else {

@@ -73,8 +73,7 @@ where
         ..
     } = reader;
     warnings.sort_by_key(|warning| (warning.line, warning.column));
-    let unfit =
-        |_| broken("what was read does not fit the protocol; report this as a bug");
+    let unfit = |_| broken("what was read does not fit the protocol; report this as a bug");
     let message = dynamic.transcode_to().map_err(unfit)?;
     let sweep = sweep
         .map(|sweep| sweep.transcode_to())
@@ -175,27 +174,23 @@ impl Reader<'_> {
         for entry in fields.extract_if(.., |entry| entry.key == SWEEP) {
             if let Some(earlier) = found.replace(entry.key_position) {
                 self.error(entry.key_position, SWEEP, twice(earlier));
-            } else if let (Value::Object(entries), Some(descriptor)) = (
-                &entry.node.value,
-                reflect::descriptor::<ParameterSweep>(),
-            ) {
+            } else if let (Value::Object(entries), Some(descriptor)) =
+                (&entry.node.value, reflect::descriptor::<ParameterSweep>())
+            {
                 self.positions.insert(SWEEP.to_owned(), place(entry));
                 let entries: Vec<&Entry> = entries.iter().collect();
                 self.sweep = Some(self.object(&entries, &descriptor, SWEEP));
             } else if !matches!(entry.node.value, Value::Null) {
                 let found = entry.node.value.kind();
-                let text = format!("expected an object, found {found}; write an object with parameters");
+                let text =
+                    format!("expected an object, found {found}; write an object with parameters");
                 self.error(entry.node.position, SWEEP, text);
             }
         }
     }
 
     /// Gathers fields of a managed file server that stand at the root, where Batch AI has them.
-    fn lift(
-        &mut self,
-        fields: &mut Vec<&Entry>,
-        descriptor: &MessageDescriptor,
-    ) -> Option<Entry> {
+    fn lift(&mut self, fields: &mut Vec<&Entry>, descriptor: &MessageDescriptor) -> Option<Entry> {
         let managed = reflect::descriptor::<ManagedFileServer>()?;
         if fields.iter().any(|entry| entry.key == MANAGED) {
             return None;
@@ -410,4 +405,3 @@ fn join(path: &str, key: &str) -> String {
         format!("{path}.{key}")
     }
 }
-

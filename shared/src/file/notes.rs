@@ -239,7 +239,11 @@ mod tests {
             ("pytorchSettings", &root, "did you mean pyTorchSettings?"),
             ("stdOutErrPath", &root, "did you mean stdOutErrPathPrefix?"),
             ("name", &root, "the kind is known"),
-            ("priority", &root, "write schedulingPriority: low, normal or high"),
+            (
+                "priority",
+                &root,
+                "write schedulingPriority: low, normal or high",
+            ),
             ("nprocPerNode", &root, "it belongs into torchrunSettings"),
             ("mountPath", &root, "unknown key, ignored"),
             ("nodeCount", &settings, "it belongs to the outermost object"),

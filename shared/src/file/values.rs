@@ -45,7 +45,10 @@ pub(super) fn expected_list(field: &FieldDescriptor, found: &Value) -> String {
     }
 }
 
-pub(super) fn read_duration(descriptor: &MessageDescriptor, value: &Value) -> Result<Field, String> {
+pub(super) fn read_duration(
+    descriptor: &MessageDescriptor,
+    value: &Value,
+) -> Result<Field, String> {
     match value {
         Value::Text(text) => duration::parse(text)
             .map_err(|error| error.to_string())

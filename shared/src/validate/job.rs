@@ -2,8 +2,8 @@
 
 use prost::Message;
 use trainyard_proto::v1::{
-    ContainerSettings, DependencyCondition, EnvironmentVariable, ImageSourceRegistry, JobConstraints,
-    JobSpec, ResourceId, RetryCause, SchedulingPriority,
+    ContainerSettings, DependencyCondition, EnvironmentVariable, ImageSourceRegistry,
+    JobConstraints, JobSpec, ParameterSweep, ResourceId, RetryCause, SchedulingPriority,
 };
 
 use super::checks::Checker;
@@ -92,6 +92,12 @@ fn cluster(c: &mut Checker, cluster: Option<&ResourceId>) {
     }
 }
 
+/// Everything that is wrong with a sweep, with fields relative to it.
+#[must_use]
+pub fn sweep(sweep: &ParameterSweep) -> Vec<FieldViolation> {
+    crate::sweep::size(sweep).err().unwrap_or_default()
+}
+
 fn container_settings(c: &mut Checker, settings: &ContainerSettings) {
     match &settings.image_source_registry {
         None => c.wrong("imageSourceRegistry", "required; write the image as imageSourceRegistry.image"),
@@ -120,7 +126,8 @@ fn server_url(c: &mut Checker, registry: &ImageSourceRegistry) {
         "registry-1.docker.io",
         "registry.hub.docker.com",
     ];
-    if registry.server_url.is_empty() || !c.plain("serverUrl", &registry.server_url, MAX_PATH_BYTES) {
+    if registry.server_url.is_empty() || !c.plain("serverUrl", &registry.server_url, MAX_PATH_BYTES)
+    {
         return;
     }
     let url = registry.server_url.to_ascii_lowercase();
@@ -229,7 +236,10 @@ fn retries(c: &mut Checker, constraints: &JobConstraints) {
             ("retryExitCodes", !constraints.retry_exit_codes.is_empty()),
         ] {
             if given {
-                c.wrong(key, "nothing is retried without maxRetryCount; write how often");
+                c.wrong(
+                    key,
+                    "nothing is retried without maxRetryCount; write how often",
+                );
             }
         }
     }

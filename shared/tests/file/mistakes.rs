@@ -264,12 +264,6 @@ fn every_mistake_is_found_with_its_field() {
         ),
         (
             "/pyTorchSettings/communicationBackend",
-            json!("MPI"),
-            "pyTorchSettings.communicationBackend",
-            "mpirun",
-        ),
-        (
-            "/pyTorchSettings/communicationBackend",
             json!("x"),
             "pyTorchSettings.communicationBackend",
             "unknown",
@@ -376,6 +370,73 @@ fn every_mistake_is_found_with_its_field() {
             json!({"imageSourceRegistry": {"image": "i"}, "shmSize": "big"}),
             "containerSettings.shmSize",
             "16gb",
+        ),
+        (
+            "/schedulingPriority",
+            json!("lowest"),
+            "schedulingPriority",
+            "low, normal, high",
+        ),
+        (
+            "/constraints",
+            json!({"maxRetryCount": 1001}),
+            "constraints.maxRetryCount",
+            "at most 1000",
+        ),
+        (
+            "/constraints",
+            json!({"retryOn": ["exitcode"]}),
+            "constraints.retryOn",
+            "nothing is retried without maxRetryCount",
+        ),
+        (
+            "/constraints",
+            json!({"maxRetryCount": 1, "retryOn": ["mount", "mount"]}),
+            "constraints.retryOn[1]",
+            "stands already",
+        ),
+        (
+            "/constraints",
+            json!({"maxRetryCount": 1, "retryOn": ["mount"], "retryExitCodes": [3]}),
+            "constraints.retryExitCodes",
+            "needs exitcode",
+        ),
+        (
+            "/constraints",
+            json!({"maxRetryCount": 1, "retryExitCodes": [0]}),
+            "constraints.retryExitCodes[0]",
+            "from 1 to 255",
+        ),
+        ("/dependsOn", json!([{}]), "dependsOn[0].job.id", "required"),
+        (
+            "/dependsOn",
+            json!([{"job": {"id": "a"}}, {"job": {"id": "a"}}]),
+            "dependsOn[1].job.id",
+            "stands already",
+        ),
+        (
+            "/mountVolumes/azureFileShares/0/fileMode",
+            json!("0700"),
+            "mountVolumes.azureFileShares[0].fileMode",
+            "only 0777",
+        ),
+        (
+            "/containerSettings",
+            json!({"imageSourceRegistry": {"image": "i", "serverUrl": "https://r.example.org"}}),
+            "containerSettings.imageSourceRegistry.serverUrl",
+            "must begin with the registry",
+        ),
+        (
+            "/parameterSweep",
+            json!({"parameters": []}),
+            "parameterSweep.parameters",
+            "name at least one",
+        ),
+        (
+            "/parameterSweep",
+            json!([]),
+            "parameterSweep",
+            "expected an object",
         ),
         (
             "/resourcesPerNode/gpus",
@@ -491,4 +552,63 @@ fn unknown_and_meaningless_keys_are_warned_about() {
         !format!("{:?}", parsed.message).contains("geheim"),
         "keys never leave the machine"
     );
+}
+
+#[test]
+fn a_sweep_stands_beside_the_job() {
+    let mut value = job();
+    set(
+        &mut value,
+        "/parameterSweep",
+        json!({"parameters": [{"name": "LR", "values": [0.1, "x", true]}]}),
+    );
+    let parsed = file::job_file("f", &value.to_string(), Format::Json).unwrap();
+    assert_eq!(parsed.warnings, []);
+    let sweep = parsed.sweep.clone().unwrap();
+    assert_eq!(sweep.parameters[0].values, ["0.1", "x", "true"]);
+    assert_ne!(
+        parsed.locate("parameterSweep.parameters[0].name"),
+        Some((1, 1))
+    );
+}
+
+#[test]
+fn what_cannot_be_started_is_well_written_all_the_same() {
+    let mut value = job();
+    set(
+        &mut value,
+        "/pyTorchSettings/communicationBackend",
+        json!("MPI"),
+    );
+    let (errors, warnings) = said(&value);
+    assert_eq!(errors, []);
+    assert_eq!(warnings[0].field, "pyTorchSettings.communicationBackend");
+    assert!(warnings[0].message.contains("mpirun"));
+}
+
+#[test]
+fn legacy_keys_say_what_replaces_them() {
+    let mut value = job();
+    for (pointer, new) in [
+        ("/priority", json!(5)),
+        ("/toolType", json!("pytorch")),
+        ("/name", json!("j")),
+        ("/outputDirectories/0/createNew", json!(true)),
+        ("/outputDirectories/0/type", json!("model")),
+    ] {
+        set(&mut value, pointer, new);
+    }
+    let (errors, warnings) = said(&value);
+    assert_eq!(errors, []);
+    for (field, said) in [
+        ("priority", "schedulingPriority"),
+        ("toolType", "settings object"),
+        ("name", "beside the file"),
+        ("outputDirectories[0].createNew", "always made"),
+        ("outputDirectories[0].type", "may hold anything"),
+    ] {
+        let found = warnings.iter().find(|warning| warning.field == field);
+        assert!(found.unwrap().message.contains(said), "{warnings:?}");
+    }
+    assert_eq!(warnings.len(), 5);
 }

@@ -7,7 +7,7 @@ fn clusters_workspaces_and_file_servers_are_read() {
     let text = r#"{"properties": {
         "vmSize": "STANDARD_NC6",
         "scaleSettings": {"manual": {"targetNodeCount": 2, "nodeDeallocationOption": "WaitForJobCompletion"}},
-        "userAccountSettings": {"adminUserName": "u", "adminUserPassword": "geheim"},
+        "userAccountSettings": {"adminUserName": "u"},
         "virtualMachineConfiguration": {"imageReference": {"publisher": "p", "offer": "o", "sku": "s"}},
         "provisioningState": "succeeded"
     }}"#;
@@ -23,24 +23,29 @@ fn clusters_workspaces_and_file_servers_are_read() {
         2
     );
     let warned: Vec<_> = parsed.warnings.iter().map(|w| w.field.as_str()).collect();
-    assert_eq!(
-        warned,
-        ["userAccountSettings.adminUserPassword", "provisioningState"]
-    );
-    assert!(
-        parsed
-            .message
-            .user_account_settings
-            .unwrap()
-            .admin_user_password
-            .is_empty()
-    );
+    assert_eq!(warned, ["provisioningState"]);
 
     for (text, field) in [
         ("scaleSettings: {}", "scaleSettings"),
         (
-            "scaleSettings: {autoScale: {minimumNodeCount: 0, maximumNodeCount: 1}}",
-            "scaleSettings.autoScale",
+            "scaleSettings: {autoScale: {minimumNodeCount: 2, maximumNodeCount: 1}}",
+            "scaleSettings.autoScale.minimumNodeCount",
+        ),
+        (
+            "scaleSettings: {autoScale: {maximumNodeCount: 1}}",
+            "scaleSettings.autoScale.minimumNodeCount",
+        ),
+        (
+            "scaleSettings: {autoScale: {minimumNodeCount: 0, maximumNodeCount: 1, initialNodeCount: 2}}",
+            "scaleSettings.autoScale.initialNodeCount",
+        ),
+        (
+            "scaleSettings: {manual: {}}",
+            "scaleSettings.manual.targetNodeCount",
+        ),
+        (
+            "userAccountSettings: {adminUserName: u, adminUserPassword: geheim}",
+            "userAccountSettings.adminUserPassword",
         ),
         (
             "scaleSettings: {manual: {targetNodeCount: 20000}}",
@@ -49,7 +54,7 @@ fn clusters_workspaces_and_file_servers_are_read() {
         ("subnet: {id: x}", "subnet"),
         (
             "nodeSetup: {setupTask: {commandLine: x}}",
-            "nodeSetup.setupTask",
+            "nodeSetup.setupTask.stdOutErrPathPrefix",
         ),
         (
             "nodeSetup: {performanceCountersSettings: {}}",
@@ -121,6 +126,19 @@ fn clusters_workspaces_and_file_servers_are_read() {
             None,
         ),
         ("{}", Some("external")),
+        ("managed: {}", None),
+        (
+            "{vmSize: STANDARD_D2, dataDisks: {diskSizeInGB: 10, diskCount: 2}}",
+            None,
+        ),
+        (
+            "{vmSize: a, sshConfiguration: {publicIPsToAllow: ['1.2.3.4']}}",
+            Some("sshConfiguration"),
+        ),
+        (
+            "managed: {dataDisks: {diskSizeInGB: 1, cachingType: none}}",
+            Some("managed.dataDisks.cachingType"),
+        ),
         ("external: {export: /export}", Some("external.address")),
         (
             "external: {address: 'nfs:/export', export: /export}",

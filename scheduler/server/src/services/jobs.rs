@@ -47,6 +47,9 @@ impl JobService for Jobs {
         check_request_id(&request.request_id)?;
         let spec = required("job.spec", request.job.and_then(|job| job.spec))?;
         check(&name, &validate::job(&spec))?;
+        if !request.validate_only {
+            check(&name, &validate::launchable(&spec))?;
+        }
         let command = Kind::CreateJob(store::CreateJob {
             job: Some(new_job(name.to_string(), spec, user)),
             request_id: request.request_id,
@@ -69,6 +72,9 @@ impl JobService for Jobs {
         let spec = required("job.spec", request.job.and_then(|job| job.spec))?;
         let sweep = required("sweep", request.sweep)?;
         check(&name, &validate::job(&spec))?;
+        if !request.validate_only {
+            check(&name, &validate::launchable(&spec))?;
+        }
         let command = Kind::CreateJobArray(store::CreateJobArray {
             job: Some(new_job(name.to_string(), spec, user)),
             sweep: Some(sweep),

@@ -7,6 +7,7 @@ use trainyard_proto::v1::file_server_service_client::FileServerServiceClient;
 use trainyard_proto::v1::job_service_client::JobServiceClient;
 use trainyard_proto::v1::member_service_client::MemberServiceClient;
 use trainyard_proto::v1::node_service_client::NodeServiceClient;
+use trainyard_proto::v1::usage_service_client::UsageServiceClient;
 use trainyard_proto::v1::workspace_service_client::WorkspaceServiceClient;
 use trainyard_proto::v1::*;
 use trainyard_shared::client::{Client, MAX_MESSAGE_BYTES};
@@ -79,6 +80,29 @@ macro_rules! pages {
     };
 }
 
+/// Lists every page of a collection that hangs off nothing.
+macro_rules! whole {
+    ($($name:ident: $method:ident($request:ident) -> $field:ident: $item:ty;)*) => {
+        $(
+            #[doc = concat!("Every page of `", stringify!($method), "`.")]
+            pub(crate) async fn $name(&self) -> Result<Vec<$item>, Status> {
+                let mut items = Vec::new();
+                let mut page_token = String::new();
+                loop {
+                    #[allow(clippy::needless_update)] // some of these requests have no other field
+                    let request = $request { page_size: PAGE_SIZE, page_token, ..$request::default() };
+                    let page = self.$method(request).await?;
+                    items.extend(page.$field);
+                    page_token = page.next_page_token;
+                    if page_token.is_empty() {
+                        return Ok(items);
+                    }
+                }
+            }
+        )*
+    };
+}
+
 impl Api {
     /// Over this client.
     pub(crate) fn new(client: Client) -> Self {
@@ -101,6 +125,7 @@ impl Api {
             create_cluster(CreateClusterRequest) -> Cluster;
             get_cluster(GetClusterRequest) -> Cluster;
             list_clusters(ListClustersRequest) -> ListClustersResponse;
+            update_cluster(UpdateClusterRequest) -> Cluster;
         }
         FileServerServiceClient {
             create_file_server(CreateFileServerRequest) -> FileServer;
@@ -117,12 +142,23 @@ impl Api {
             get_job(GetJobRequest) -> Job;
             list_jobs(ListJobsRequest) -> ListJobsResponse;
             terminate_job(TerminateJobRequest) -> Job;
+            terminate_jobs(TerminateJobsRequest) -> TerminateJobsResponse;
             explain_job(ExplainJobRequest) -> JobExplanation;
             list_job_files(ListJobFilesRequest) -> ListJobFilesResponse;
         }
         NodeServiceClient {
             get_node(GetNodeRequest) -> Node;
             list_nodes(ListNodesRequest) -> ListNodesResponse;
+            retry_node(RetryNodeRequest) -> Node;
+            get_node_class(GetNodeClassRequest) -> NodeClass;
+            list_node_classes(ListNodeClassesRequest) -> ListNodeClassesResponse;
+            create_node_class(CreateNodeClassRequest) -> NodeClass;
+        }
+        UsageServiceClient {
+            get_quota(GetQuotaRequest) -> Quota;
+            update_quota(UpdateQuotaRequest) -> Quota;
+            list_usages(ListUsagesRequest) -> ListUsagesResponse;
+            report_usage(ReportUsageRequest) -> ReportUsageResponse;
         }
         MemberServiceClient {
             list_members(ListMembersRequest) -> ListMembersResponse;
@@ -131,11 +167,11 @@ impl Api {
 
     deletes! {
         WorkspaceServiceClient: delete_workspace(DeleteWorkspaceRequest);
-        ClusterServiceClient: delete_cluster(DeleteClusterRequest);
         FileServerServiceClient: delete_file_server(DeleteFileServerRequest);
         ExperimentServiceClient: delete_experiment(DeleteExperimentRequest);
         JobServiceClient: delete_job(DeleteJobRequest);
         NodeServiceClient: delete_node(DeleteNodeRequest);
+        NodeServiceClient: delete_node_class(DeleteNodeClassRequest);
     }
 
     pages! {
@@ -145,18 +181,38 @@ impl Api {
         all_jobs: list_jobs(ListJobsRequest) -> jobs: Job;
     }
 
-    /// Every page of `list_workspaces`.
-    pub(crate) async fn all_workspaces(&self) -> Result<Vec<Workspace>, Status> {
+    /// Calls `delete_cluster`; no answer when it was lost and the repeat found nothing.
+    pub(crate) async fn delete_cluster(
+        &self,
+        request: DeleteClusterRequest,
+    ) -> Result<Option<DeleteClusterResponse>, Status> {
+        self.client
+            .delete_with_answer(|channel| {
+                let request = request.clone();
+                let mut stub = ClusterServiceClient::new(channel);
+                async move { stub.delete_cluster(request).await }
+            })
+            .await
+    }
+
+    /// All jobs of a parent that match a filter.
+    pub(crate) async fn jobs_matching(
+        &self,
+        parent: &str,
+        filter: &str,
+    ) -> Result<Vec<Job>, Status> {
         let mut items = Vec::new();
         let mut page_token = String::new();
         loop {
-            let page = self
-                .list_workspaces(ListWorkspacesRequest {
-                    page_size: PAGE_SIZE,
-                    page_token,
-                })
-                .await?;
-            items.extend(page.workspaces);
+            let request = ListJobsRequest {
+                parent: parent.to_owned(),
+                page_size: PAGE_SIZE,
+                page_token,
+                filter: filter.to_owned(),
+                order_by: String::new(),
+            };
+            let page = self.list_jobs(request).await?;
+            items.extend(page.jobs);
             page_token = page.next_page_token;
             if page_token.is_empty() {
                 return Ok(items);
@@ -164,23 +220,28 @@ impl Api {
         }
     }
 
-    /// Every page of `list_nodes`.
-    pub(crate) async fn all_nodes(&self) -> Result<Vec<Node>, Status> {
+    /// All nodes that match a filter.
+    pub(crate) async fn all_nodes(&self, filter: &str) -> Result<Vec<Node>, Status> {
         let mut items = Vec::new();
         let mut page_token = String::new();
         loop {
-            let page = self
-                .list_nodes(ListNodesRequest {
-                    page_size: PAGE_SIZE,
-                    page_token,
-                    ..ListNodesRequest::default()
-                })
-                .await?;
+            let request = ListNodesRequest {
+                page_size: PAGE_SIZE,
+                page_token,
+                filter: filter.to_owned(),
+                ..ListNodesRequest::default()
+            };
+            let page = self.list_nodes(request).await?;
             items.extend(page.nodes);
             page_token = page.next_page_token;
             if page_token.is_empty() {
                 return Ok(items);
             }
         }
+    }
+
+    whole! {
+        all_workspaces: list_workspaces(ListWorkspacesRequest) -> workspaces: Workspace;
+        all_node_classes: list_node_classes(ListNodeClassesRequest) -> node_classes: NodeClass;
     }
 }

@@ -5,7 +5,10 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-use crate::{cluster, completion, dev, experiment, file_server, job, member, node, workspace};
+use crate::{
+    cluster, completion, dev, experiment, file_server, job, member, node, node_class, usage,
+    workspace,
+};
 
 /// Train models on GPU machines that you own.
 #[derive(Debug, Parser)]
@@ -104,6 +107,12 @@ pub(crate) enum Noun {
     /// Nodes are hosts that run an agent
     #[command(subcommand)]
     Node(node::Command),
+    /// Node classes name the hardware of nodes
+    #[command(subcommand)]
+    NodeClass(node_class::Command),
+    /// Limits, what is used of them, and accounting
+    #[command(subcommand)]
+    Usage(usage::Command),
     /// Members are the schedulers
     #[command(subcommand)]
     Member(member::Command),

@@ -4,6 +4,7 @@
 use std::io::{self, Write};
 
 use tonic::Status;
+use trainyard_shared::validate::FieldViolation;
 
 use crate::status;
 
@@ -46,6 +47,14 @@ impl Error {
     }
 
     /// Wrong usage with its sentence.
+    /// Flags that make no valid resource.
+    pub(crate) fn violations(violations: &[FieldViolation]) -> Self {
+        let lines = violations
+            .iter()
+            .map(|violation| format!("{}: {}", violation.field, violation.message));
+        Self::Usage(lines.collect::<Vec<_>>().join("\n"))
+    }
+
     pub(crate) fn usage(message: impl Into<String>) -> Self {
         Self::Usage(message.into())
     }

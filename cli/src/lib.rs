@@ -21,16 +21,19 @@ mod dev;
 mod error;
 mod experiment;
 mod file_server;
+mod gone;
 mod job;
 mod job_file;
 mod member;
 mod node;
+mod node_class;
 mod output;
 mod placeholders;
 mod scope;
 mod status;
 mod table;
 mod text;
+mod usage;
 mod workspace;
 
 use std::process::ExitCode;
@@ -77,6 +80,8 @@ async fn run(arguments: Arguments) -> Result<u8, Error> {
         Noun::Experiment(command) => experiment::run(&context, command).await,
         Noun::Job(command) => job::run(&context, command).await,
         Noun::Node(command) => node::run(&context, command).await,
+        Noun::NodeClass(command) => node_class::run(&context, command).await,
+        Noun::Usage(command) => usage::run(&context, command).await,
         Noun::Member(command) => member::run(&context, command).await,
         Noun::Completion(command) => completion::run(&command),
         Noun::Dev(command) => dev::run(command).await,

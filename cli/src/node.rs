@@ -3,7 +3,8 @@
 use clap::{Args, Subcommand};
 use prost_types::Timestamp;
 use trainyard_proto::v1::{
-    DeleteNodeRequest, GetNodeRequest, GpuSource, Inventory, Node, NodeState,
+    DeleteNodeRequest, GetNodeRequest, GpuSource, Inventory, Node, NodeSetupPhase, NodeState,
+    PowerState, RetryNodeRequest,
 };
 
 use crate::args::YesArg;
@@ -18,9 +19,11 @@ use crate::text::{age, bytes, ids, last_segment, now, short, time};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// List the nodes
-    List,
+    List(ListArgs),
     /// Show one node
     Show(NameArg),
+    /// Set an unusable node up anew, or switch it on again
+    Retry(NameArg),
     /// Forget a lost node
     Delete(DeleteArgs),
 }
@@ -30,6 +33,18 @@ pub(crate) struct NameArg {
     /// Node
     #[arg(short, long, alias = "node", value_name = "NODE")]
     name: String,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct ListArgs {
+    /// Which ones, such as `state = unusable` or `cluster = "workspaces/w/clusters/c"`
+    #[arg(
+        long,
+        value_name = "FILTER",
+        default_value = "",
+        hide_default_value = true
+    )]
+    filter: String,
 }
 
 #[derive(Debug, Args)]
@@ -43,14 +58,19 @@ pub(crate) struct DeleteArgs {
 /// Does what the command says.
 pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error> {
     match command {
-        Command::List => {
-            let nodes = context.api()?.all_nodes().await?;
+        Command::List(args) => {
+            let nodes = context.api()?.all_nodes(&args.filter).await?;
             context.output().list(&nodes, table)?;
         }
         Command::Show(args) => {
             let name = node_name(&args.name)?.to_string();
             let node = context.api()?.get_node(GetNodeRequest { name }).await?;
             context.output().one(&node, |node| details(node, &now()))?;
+        }
+        Command::Retry(args) => {
+            let name = node_name(&args.name)?.to_string();
+            let node = context.api()?.retry_node(RetryNodeRequest { name }).await?;
+            context.output().done("retrying", &node)?;
         }
         Command::Delete(args) => {
             let name = node_name(&args.name.name)?.to_string();
@@ -68,7 +88,28 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
 pub(crate) fn state(node: &Node) -> String {
     match node.state() {
         NodeState::Unspecified => String::new(),
+        state if node.leaving => {
+            format!("{}, leaving", short(state.as_str_name(), "NODE_STATE_"))
+        }
         state => short(state.as_str_name(), "NODE_STATE_"),
+    }
+}
+
+/// How far the set-up for the cluster is.
+fn setup(node: &Node) -> String {
+    let Some(setup) = &node.setup else {
+        return String::new();
+    };
+    match setup.phase() {
+        NodeSetupPhase::Unspecified => "ordered".to_owned(),
+        phase => short(phase.as_str_name(), "NODE_SETUP_PHASE_"),
+    }
+}
+
+fn power(node: &Node) -> String {
+    match node.power_state() {
+        PowerState::Unspecified => String::new(),
+        state => short(state.as_str_name(), "POWER_STATE_"),
     }
 }
 
@@ -80,7 +121,7 @@ fn gpus(inventory: &Inventory) -> String {
     }
 }
 
-fn table(nodes: &[Node]) -> String {
+pub(crate) fn table(nodes: &[Node]) -> String {
     let mut table = Table::new(&[
         "NAME", "STATE", "CLUSTER", "CLASS", "GPUS", ">CPUS", ">MEMORY", "REASON",
     ]);
@@ -124,6 +165,24 @@ fn details(node: &Node, now: &Timestamp) -> String {
             },
         )
         .add("Node class", &node.node_class)
+        .add("Set-up", setup(node))
+        .add_all(
+            "Set-up error",
+            node.setup.iter().flat_map(|setup| {
+                setup
+                    .errors
+                    .iter()
+                    .map(|error| format!("{}: {}", error.code, error.message))
+            }),
+        )
+        .add("Power", power(node))
+        .add_all(
+            "Exports",
+            node.exports.iter().map(|export| {
+                let state = if export.ready { "ready" } else { "not ready" };
+                format!("{} ({state}) {}", export.file_server, export.directory)
+            }),
+        )
         .add_all("Runs", node.attempts.clone())
         .add("GPUs", gpus(&inventory))
         .add_all(
@@ -141,6 +200,7 @@ fn details(node: &Node, now: &Timestamp) -> String {
         .add("Memory", bytes(inventory.memory_bytes))
         .add("Address", &inventory.address)
         .add("System", &inventory.os)
+        .add("Users", inventory.task_users.join(", "))
         .add("Kernel", &inventory.kernel)
         .add("Confinement", &inventory.confinement)
         .add(

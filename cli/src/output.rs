@@ -4,7 +4,9 @@
 use std::io::{self, Write};
 
 use prost::Message;
-use trainyard_proto::v1::{Cluster, Experiment, FileServer, Job, Member, Node, Workspace};
+use trainyard_proto::v1::{
+    Cluster, Experiment, FileServer, Job, Member, Node, NodeClass, Quota, Workspace,
+};
 
 use crate::args::Format;
 use crate::error::Error;
@@ -25,7 +27,7 @@ macro_rules! resources {
     };
 }
 resources!(
-    Cluster, Experiment, FileServer, Job, Member, Node, Workspace
+    Cluster, Experiment, FileServer, Job, Member, Node, NodeClass, Quota, Workspace
 );
 
 /// See the head of this file.

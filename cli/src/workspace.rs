@@ -1,21 +1,22 @@
-//! `trainyard workspace`: create, show, list, update, delete.
+//! `trainyard workspace`: create, show, list, update, bindings, delete.
 
 use clap::{Args, Subcommand};
 use prost_types::{FieldMask, Timestamp};
 use tonic::Code;
 use trainyard_proto::v1::{
     CreateWorkspaceRequest, DeleteWorkspaceRequest, GetWorkspaceRequest, ImageBinding,
-    StorageBinding, UpdateWorkspaceRequest, Workspace,
+    RetentionPolicy, StorageBinding, UpdateWorkspaceRequest, Workspace,
 };
 use trainyard_shared::client::new_request_id;
-use trainyard_shared::validate;
+use trainyard_shared::{duration, validate};
 
-use crate::args::YesArg;
+use crate::args::{WorkspaceArg, YesArg};
 use crate::bindings::{self, image_text, storage_text};
 use crate::console::confirm_delete;
 use crate::context::Context;
 use crate::error::Error;
-use crate::scope::workspace_name;
+use crate::gone::{self, WaitArg};
+use crate::scope::{workspace, workspace_name};
 use crate::table::{Details, Table};
 use crate::text::{age, last_segment, now, time};
 
@@ -33,7 +34,10 @@ pub(crate) enum Command {
     List,
     /// Change tags, bindings or whether jobs may run as root
     Update(UpdateArgs),
-    /// Delete an empty workspace
+    /// What shares and images of job files mean
+    #[command(subcommand)]
+    Binding(BindingCommand),
+    /// Delete a workspace with everything in it; running jobs are ended first
     Delete(DeleteArgs),
 }
 
@@ -44,7 +48,7 @@ pub(crate) struct NameArg {
     name: String,
 }
 
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct SettingsArgs {
     /// What a share or container of job files means: a directory of each node, or one of a file server. May be given
     /// several times; ACCOUNT/SHARE binds the share of one account only
@@ -56,6 +60,12 @@ pub(crate) struct SettingsArgs {
     /// Whether jobs may run as root
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     allow_root: Option<bool>,
+    /// Remove finished jobs that ended longer ago, such as P90D; `none` keeps them
+    #[arg(long, value_name = "DURATION|none", value_parser = keep_for)]
+    keep_jobs_for: Option<KeepFor>,
+    /// Keep at most so many finished jobs, the newest; 0 keeps all
+    #[arg(long, value_name = "COUNT")]
+    keep_jobs: Option<u32>,
     /// Label; may be given several times
     #[arg(long = "tag", value_name = "KEY=VALUE", value_parser = bindings::tag)]
     tags: Vec<(String, String)>,
@@ -95,12 +105,74 @@ pub(crate) struct UpdateArgs {
     untag: Vec<String>,
 }
 
+/// Verbs of bindings.
+#[derive(Debug, Subcommand)]
+pub(crate) enum BindingCommand {
+    /// List the bindings of a workspace
+    List(WorkspaceArg),
+    /// Bind a share or an image, or bind it anew
+    Set(BindArgs),
+    /// Remove bindings
+    Remove(UnbindArgs),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct BindArgs {
+    #[command(flatten)]
+    workspace: WorkspaceArg,
+    /// What a share or container of job files means; may be given several times
+    #[arg(long, value_name = "SHARE=hostPath:/DIR|SHARE=FILESERVER:/DIR", value_parser = bindings::storage, required_unless_present = "image")]
+    storage: Vec<StorageBinding>,
+    /// What an image of job files means; may be given several times
+    #[arg(long, value_name = "IMAGE=host", value_parser = bindings::image)]
+    image: Vec<ImageBinding>,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UnbindArgs {
+    #[command(flatten)]
+    workspace: WorkspaceArg,
+    /// Share whose binding goes; may be given several times
+    #[arg(long, value_name = "SHARE", required_unless_present = "image")]
+    storage: Vec<String>,
+    /// Image whose binding goes; may be given several times
+    #[arg(long, value_name = "IMAGE")]
+    image: Vec<String>,
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct DeleteArgs {
     #[command(flatten)]
     name: NameArg,
     #[command(flatten)]
     yes: YesArg,
+    #[command(flatten)]
+    wait: WaitArg,
+}
+
+/// How long finished jobs are kept; `None`: for ever.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) struct KeepFor(Option<prost_types::Duration>);
+
+fn keep_for(text: &str) -> Result<KeepFor, String> {
+    if text.eq_ignore_ascii_case("none") {
+        return Ok(KeepFor(None));
+    }
+    duration::parse(text)
+        .map(|length| KeepFor(Some(length)))
+        .map_err(|error| error.to_string())
+}
+
+/// The policy as flags change it.
+fn retention(present: Option<RetentionPolicy>, settings: &SettingsArgs) -> Option<RetentionPolicy> {
+    let mut policy = present.unwrap_or_default();
+    if let Some(KeepFor(age)) = settings.keep_jobs_for {
+        policy.max_age = age;
+    }
+    if let Some(count) = settings.keep_jobs {
+        policy.max_finished_jobs = count;
+    }
+    (policy != RetentionPolicy::default()).then_some(policy)
 }
 
 /// Does what the command says.
@@ -118,6 +190,30 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
                 .list(&workspaces, |items| table(items, &now()))?;
         }
         Command::Update(args) => update(context, &args).await?,
+        Command::Binding(BindingCommand::List(args)) => {
+            let name = workspace(&args)?.to_string();
+            let workspace = context
+                .api()?
+                .get_workspace(GetWorkspaceRequest { name })
+                .await?;
+            context.output().one(&workspace, bindings_table)?;
+        }
+        Command::Binding(BindingCommand::Set(args)) => {
+            let settings = SettingsArgs {
+                bind_storage: args.storage,
+                bind_image: args.image,
+                ..SettingsArgs::default()
+            };
+            update(context, &UpdateArgs::of(&args.workspace, settings)?).await?;
+        }
+        Command::Binding(BindingCommand::Remove(args)) => {
+            let wanted = UpdateArgs {
+                unbind_storage: args.storage,
+                unbind_image: args.image,
+                ..UpdateArgs::of(&args.workspace, SettingsArgs::default())?
+            };
+            update(context, &wanted).await?;
+        }
         Command::Delete(args) => {
             let name = workspace_name(&args.name.name)?.to_string();
             let api = context.api()?;
@@ -127,10 +223,44 @@ pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error
                 etag: String::new(),
             })
             .await?;
+            if args.wait.no_wait {
+                return Ok(0);
+            }
+            gone::wait(context, &name, |api| {
+                let request = GetWorkspaceRequest { name: name.clone() };
+                async move { api.get_workspace(request).await }
+            })
+            .await?;
             context.output().deleted(&name)?;
         }
     }
     Ok(0)
+}
+
+impl UpdateArgs {
+    /// Nothing but these settings.
+    fn of(workspace_arg: &WorkspaceArg, settings: SettingsArgs) -> Result<Self, Error> {
+        Ok(Self {
+            name: NameArg {
+                name: workspace(workspace_arg)?.to_string(),
+            },
+            settings,
+            unbind_storage: Vec::new(),
+            unbind_image: Vec::new(),
+            untag: Vec::new(),
+        })
+    }
+}
+
+fn bindings_table(workspace: &Workspace) -> String {
+    let mut table = Table::new(&["KIND", "BINDING"]);
+    for binding in &workspace.storage_bindings {
+        table.row(["storage".to_owned(), storage_text(binding)]);
+    }
+    for binding in &workspace.image_bindings {
+        table.row(["image".to_owned(), image_text(binding)]);
+    }
+    table.render()
 }
 
 async fn get(context: &Context, name: &str) -> Result<Workspace, Error> {
@@ -144,6 +274,7 @@ async fn get(context: &Context, name: &str) -> Result<Workspace, Error> {
 async fn create(context: &Context, args: CreateArgs) -> Result<(), Error> {
     let name = workspace_name(&args.name.name)?;
     let workspace = Workspace {
+        retention: retention(None, &args.settings),
         location: args.location,
         tags: args.settings.tags.into_iter().collect(),
         storage_bindings: args.settings.bind_storage,
@@ -190,8 +321,8 @@ async fn update(context: &Context, args: &UpdateArgs) -> Result<(), Error> {
         if paths.is_empty() {
             return if tries == 1 && is_empty(args) {
                 Err(Error::usage(
-                    "nothing to change: pass --bind-storage, --bind-image, --allow-root, --tag, --unbind-storage, \
-                     --unbind-image or --untag",
+                    "nothing to change: pass --bind-storage, --bind-image, --allow-root, --keep-jobs-for, --keep-jobs, --tag, \
+                     --unbind-storage, --unbind-image or --untag",
                 ))
             } else {
                 context.output().done("updated", &present)
@@ -218,6 +349,8 @@ fn is_empty(args: &UpdateArgs) -> bool {
         && settings.bind_image.is_empty()
         && settings.allow_root.is_none()
         && settings.tags.is_empty()
+        && settings.keep_jobs.is_none()
+        && settings.keep_jobs_for.is_none()
         && args.unbind_storage.is_empty()
         && args.unbind_image.is_empty()
         && args.untag.is_empty()
@@ -250,6 +383,7 @@ fn change(workspace: &mut Workspace, args: &UpdateArgs) -> Result<(), Error> {
         |binding| &binding.image,
     );
     workspace.tags.extend(args.settings.tags.iter().cloned());
+    workspace.retention = retention(workspace.retention, &args.settings);
     if let Some(allow_root) = args.settings.allow_root {
         workspace.allow_root = allow_root;
     }
@@ -297,6 +431,7 @@ fn changed_paths(present: &Workspace, wanted: &Workspace) -> Vec<String> {
         "image_bindings",
         present.image_bindings != wanted.image_bindings,
     );
+    differ("retention", present.retention != wanted.retention);
     differ("allow_root", present.allow_root != wanted.allow_root);
     paths
 }
@@ -310,6 +445,21 @@ fn tags(workspace: &Workspace) -> String {
         .collect();
     tags.sort();
     tags.join(",")
+}
+
+/// What becomes of finished jobs.
+fn kept(workspace: &Workspace) -> String {
+    let Some(policy) = &workspace.retention else {
+        return "kept until they are deleted".to_owned();
+    };
+    let mut parts = Vec::new();
+    if let Some(age) = &policy.max_age {
+        parts.push(format!("for {}", duration::format(age)));
+    }
+    if policy.max_finished_jobs > 0 {
+        parts.push(format!("at most {}", policy.max_finished_jobs));
+    }
+    format!("kept {}", parts.join(", "))
 }
 
 fn table(workspaces: &[Workspace], now: &Timestamp) -> String {
@@ -338,6 +488,7 @@ fn details(workspace: &Workspace) -> String {
         .add("Created", time(workspace.creation_time.as_ref()))
         .add("Location", &workspace.location)
         .add("Tags", tags(workspace))
+        .add("Finished jobs", kept(workspace))
         .add(
             "Root",
             if workspace.allow_root {

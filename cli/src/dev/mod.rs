@@ -243,7 +243,7 @@ async fn watch(
 
 /// Nodes that are ready, as the schedulers see them; none when no scheduler answers.
 async fn registered(api: &Api) -> Vec<String> {
-    let nodes = api.all_nodes().await.unwrap_or_default();
+    let nodes = api.all_nodes("").await.unwrap_or_default();
     let ready = nodes.iter().filter(|node| node.state() == NodeState::Ready);
     ready
         .map(|node| last_segment(&node.name).to_owned())

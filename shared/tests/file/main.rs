@@ -4,6 +4,7 @@
 
 mod mistakes;
 mod resources;
+mod schemas;
 mod syntax;
 
 use std::fs;

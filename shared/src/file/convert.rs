@@ -200,7 +200,7 @@ impl Reader<'_> {
                 descriptor.get_field_by_json_name(&entry.key).is_none()
                     && managed.get_field_by_json_name(&entry.key).is_some()
             })
-            .map(|entry| entry.clone())
+            .cloned()
             .collect();
         let position = entries.first()?.key_position;
         self.lifted = true;

@@ -340,13 +340,13 @@ fn every_property_of_the_schemas_is_known_and_its_mistakes_have_places() {
             }
         }
     }
-    assert_eq!(
-        used.len(),
-        OPTIONAL.len(),
-        "some entries of OPTIONAL are required after all"
-    );
+    let unused: Vec<_> = (0..OPTIONAL.len())
+        .filter(|index| !used.contains(index))
+        .map(|index| OPTIONAL[index])
+        .collect();
+    assert_eq!(unused, [], "required after all");
     assert!(
-        properties > 250 && faults > 800,
+        properties > 200 && faults > 700,
         "{properties} properties, {faults} faults"
     );
 }

@@ -1,4 +1,4 @@
-//! `trainyard job`: create, show, list, delete, terminate, wait, explain, logs, file.
+//! `trainyard job`: create, validate, show, list, delete, terminate, wait, explain, logs, file.
 //!
 //! The job's own exit code, as `job wait` and `job create --follow` return it: 0 when the job succeeded; else its exit
 //! code cut to what a process can return (1 to 255); 1 when it has none, as when it was terminated.
@@ -12,7 +12,10 @@ mod fake;
 mod files;
 mod follow;
 mod logs;
+mod options;
 mod show;
+mod sweep;
+mod validate;
 mod wait;
 
 use clap::{Args, Subcommand};
@@ -29,7 +32,9 @@ use crate::text::{now, short};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Submit a job
-    Create(create::CreateArgs),
+    Create(Box<create::CreateArgs>),
+    /// Judge job files, without asking a scheduler
+    Validate(validate::ValidateArgs),
     /// Show one job
     Show(NameArg),
     /// List the jobs of an experiment, of a workspace, or all
@@ -69,7 +74,8 @@ impl NameArg {
 /// Does what the command says.
 pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error> {
     match command {
-        Command::Create(args) => create::run(context, args).await,
+        Command::Create(args) => create::run(context, *args).await,
+        Command::Validate(args) => validate::run(context, &args),
         Command::Show(args) => show::run(context, &args).await,
         Command::List(args) => {
             let parent = any_experiment(&args)?;

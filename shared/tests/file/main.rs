@@ -2,6 +2,7 @@
 // Helpers stand outside of the test functions that clippy knows.
 #![allow(clippy::unwrap_used, clippy::panic)]
 
+mod compatibility;
 mod mistakes;
 mod resources;
 mod schemas;

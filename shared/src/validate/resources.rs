@@ -193,9 +193,7 @@ fn user_account(c: &mut Checker, user: &UserAccountSettings) {
     const EXAMPLE: &str = "the name of a user that the nodes' agents allow, such as trainyard";
     let name = user.admin_user_name.as_str();
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'-' | b'.');
-    if c.required("adminUserName", name, EXAMPLE)
-        && (name.len() > 32 || name.starts_with('-') || !name.bytes().all(plain))
-    {
+    if !name.is_empty() && (name.len() > 32 || name.starts_with('-') || !name.bytes().all(plain)) {
         c.wrong("adminUserName", format!("no user name; write {EXAMPLE}"));
     }
     for (key, value) in [

@@ -33,6 +33,11 @@ const OPTIONAL: &[(&str, &str, &str)] = &[
         "the agents' task user by default",
     ),
     (
+        "UserAccountSettings",
+        "adminUserName",
+        "the agents' task user by default",
+    ),
+    (
         "ImageReference",
         "publisher",
         "what is not named is not compared",

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::{
-    cluster, completion, dev, experiment, file_server, job, member, node, node_class, usage,
-    workspace,
+    cluster, completion, dev, events, experiment, file_server, job, member, node, node_class,
+    usage, workspace,
 };
 
 /// Train models on GPU machines that you own.
@@ -104,6 +104,8 @@ pub(crate) enum Noun {
     /// Jobs: submit, follow, explain, end
     #[command(subcommand)]
     Job(job::Command),
+    /// Print what happened to resources, and follow what happens
+    Events(events::EventsArgs),
     /// Nodes are hosts that run an agent
     #[command(subcommand)]
     Node(node::Command),

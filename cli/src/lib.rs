@@ -19,6 +19,7 @@ mod console;
 mod context;
 mod dev;
 mod error;
+mod events;
 mod experiment;
 mod file_server;
 mod gone;
@@ -79,6 +80,7 @@ async fn run(arguments: Arguments) -> Result<u8, Error> {
         Noun::FileServer(command) => file_server::run(&context, command).await,
         Noun::Experiment(command) => experiment::run(&context, command).await,
         Noun::Job(command) => job::run(&context, command).await,
+        Noun::Events(args) => events::run(&context, &args).await,
         Noun::Node(command) => node::run(&context, command).await,
         Noun::NodeClass(command) => node_class::run(&context, command).await,
         Noun::Usage(command) => usage::run(&context, command).await,

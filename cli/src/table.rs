@@ -45,7 +45,7 @@ impl Table {
 }
 
 /// A cell stays on its line and carries no control characters (a name or a message must not drive the terminal).
-fn one_line(cell: &str) -> String {
+pub(crate) fn one_line(cell: &str) -> String {
     cell.chars()
         .map(|character| {
             if character.is_control() {

@@ -1,4 +1,4 @@
-//! `trainyard job`: create, validate, show, list, delete, terminate, wait, explain, logs, file.
+//! `trainyard job`: create, show, list, export, delete, terminate, wait, explain, logs, file.
 //!
 //! The job's own exit code, as `job wait` and `job create --follow` return it: 0 when the job succeeded; else its exit
 //! code cut to what a process can return (1 to 255); 1 when it has none, as when it was terminated.
@@ -7,16 +7,18 @@ mod calls;
 mod create;
 mod end;
 mod explain;
+mod export;
 #[cfg(test)]
 mod fake;
 mod files;
 mod follow;
+mod list;
 mod logs;
-mod options;
+mod several;
 mod show;
-mod sweep;
-mod validate;
 mod wait;
+#[cfg(test)]
+pub(crate) mod yard;
 
 use clap::{Args, Subcommand};
 use trainyard_proto::v1::{ExecutionState, Job};
@@ -25,25 +27,25 @@ use trainyard_shared::names::JobName;
 use crate::args::ExperimentArg;
 use crate::context::Context;
 use crate::error::Error;
-use crate::scope::{any_experiment, job_name};
-use crate::text::{now, short};
+use crate::scope::job_name;
+use crate::text::short;
 
 /// See the head of this file.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Submit a job
-    Create(Box<create::CreateArgs>),
-    /// Judge job files, without asking a scheduler
-    Validate(validate::ValidateArgs),
+    Create(create::CreateArgs),
     /// Show one job
     Show(NameArg),
     /// List the jobs of an experiment, of a workspace, or all
-    List(ExperimentArg),
+    List(list::ListArgs),
+    /// Write jobs that have ended as JSON, one per line
+    Export(export::ExportArgs),
     /// Delete a job; one that has not ended is terminated first
     Delete(end::DeleteArgs),
-    /// End a job
+    /// End jobs
     Terminate(end::TerminateArgs),
-    /// Wait until a job has ended; returns the job's exit code
+    /// Wait until jobs have ended; returns the job's exit code
     Wait(wait::WaitArgs),
     /// Say why a job waits
     Explain(NameArg),
@@ -74,17 +76,10 @@ impl NameArg {
 /// Does what the command says.
 pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error> {
     match command {
-        Command::Create(args) => create::run(context, *args).await,
-        Command::Validate(args) => validate::run(context, &args),
+        Command::Create(args) => create::run(context, args).await,
         Command::Show(args) => show::run(context, &args).await,
-        Command::List(args) => {
-            let parent = any_experiment(&args)?;
-            let jobs = context.api()?.all_jobs(&parent).await?;
-            context
-                .output()
-                .list(&jobs, |items| show::table(items, &parent, &now()))?;
-            Ok(0)
-        }
+        Command::List(args) => list::run(context, &args).await,
+        Command::Export(args) => export::run(context, &args).await,
         Command::Delete(args) => end::delete(context, &args).await,
         Command::Terminate(args) => end::terminate(context, &args).await,
         Command::Wait(args) => wait::run(context, &args).await,

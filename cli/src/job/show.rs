@@ -3,9 +3,10 @@
 use prost_types::Timestamp;
 use trainyard_proto::v1::{
     Attempt, AttemptNode, AttemptNodePhase, AttemptOutcome, AttemptPhase, BatchAiError,
-    ExecutionState, ExplainJobRequest, GetJobRequest, Job,
+    DependencyCondition, ExecutionState, ExplainJobRequest, GetJobRequest, Job,
 };
 
+use super::explain::some_of;
 use super::{NameArg, state};
 use crate::args::Format;
 use crate::context::Context;
@@ -56,13 +57,18 @@ fn nodes(job: &Job) -> u32 {
     job.spec.as_ref().map_or(0, |spec| spec.node_count)
 }
 
-fn exit_code(job: &Job) -> String {
+/// The exit code, once there is one.
+pub(super) fn exit_code(job: &Job) -> String {
     let code = job.execution_info.as_ref().and_then(|info| info.exit_code);
     code.map_or_else(String::new, |code| code.to_string())
 }
 
 /// The jobs of `parent`, which may stand for several experiments.
-pub(super) fn table(jobs: &[Job], parent: &str, now: &Timestamp) -> String {
+pub(super) fn table<'a>(
+    jobs: impl IntoIterator<Item = &'a Job>,
+    parent: &str,
+    now: &Timestamp,
+) -> String {
     let mut table = Table::new(&["NAME", "CLUSTER", "TOOL", ">NODES", "STATE", ">EXIT", "AGE"]);
     for job in jobs {
         table.row([
@@ -111,6 +117,59 @@ fn logs(job: &Job) -> String {
     format!("{}/{segment}/stdouterr", prefix.trim_end_matches('/'))
 }
 
+fn waits_for(job: &Job) -> String {
+    if job.waiting_for.is_empty() {
+        String::new()
+    } else {
+        some_of(&job.waiting_for, "job")
+    }
+}
+
+/// `prep, clean (any end)`.
+fn depends_on(job: &Job) -> String {
+    let dependencies = job.spec.iter().flat_map(|spec| &spec.depends_on);
+    let texts: Vec<String> = dependencies
+        .map(|dependency| {
+            let id = dependency.job.as_ref().map_or("", |job| job.id.as_str());
+            let id = if id.contains('/') {
+                ids(id)
+            } else {
+                id.to_owned()
+            };
+            match dependency.condition() {
+                DependencyCondition::End => format!("{id} (any end)"),
+                DependencyCondition::Success | DependencyCondition::Unspecified => id,
+            }
+        })
+        .collect();
+    texts.join(", ")
+}
+
+fn array(job: &Job) -> String {
+    job.array.as_ref().map_or_else(String::new, |array| {
+        format!(
+            "{} of {} in {}",
+            u64::from(array.index) + 1,
+            array.size,
+            array.uid
+        )
+    })
+}
+
+/// Failures that were retried, of those that may be.
+fn retries(job: &Job) -> String {
+    let allowed = job
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.constraints.as_ref())
+        .map_or(0, |constraints| constraints.max_retry_count);
+    if allowed == 0 && job.retry_count == 0 {
+        String::new()
+    } else {
+        format!("{} of {allowed}", job.retry_count)
+    }
+}
+
 fn details(job: &Job, waits: &str, now: &Timestamp) -> String {
     let info = job.execution_info.clone().unwrap_or_default();
     let since = age(job.execution_state_transition_time.as_ref(), now);
@@ -123,13 +182,18 @@ fn details(job: &Job, waits: &str, now: &Timestamp) -> String {
         .add("Name", &job.name)
         .add("State", state)
         .add("Waits", waits)
+        .add("Waits for", waits_for(job))
         .add("Cluster", cluster(job))
         .add("Tool", &job.tool_type)
         .add("Nodes", nodes(job).to_string())
+        .add("User", &job.user)
+        .add("Array", array(job))
+        .add("Depends on", depends_on(job))
         .add("Created", time(job.creation_time.as_ref()))
         .add("Started", time(info.start_time.as_ref()))
         .add("Ended", time(info.end_time.as_ref()))
         .add("Exit code", exit_code(job))
+        .add("Retries", retries(job))
         .add_all("Error", info.errors.iter().map(error_text));
     for attempt in &job.attempts {
         details.add_all(
@@ -158,12 +222,28 @@ fn attempt_lines(attempt: &Attempt, known: &[BatchAiError], now: &Timestamp) -> 
         },
         outcome => short(outcome.as_str_name(), "ATTEMPT_OUTCOME_"),
     };
-    let mut lines = vec![format!("{how} after {took}")];
-    lines.extend(attempt.nodes.iter().map(|node| node_line(node, known)));
+    let code = attempt
+        .exit_code
+        .filter(|code| *code != 0)
+        .map_or_else(String::new, |code| format!(" with exit code {code}"));
+    let since = match &attempt.start_time {
+        Some(start) => format!(", begun {}", time(Some(start))),
+        None => String::new(),
+    };
+    let mut lines = vec![format!("{how}{code} after {took}{since}")];
+    let causes: Vec<&BatchAiError> = attempt
+        .errors
+        .iter()
+        .filter(|error| !known.contains(error))
+        .collect();
+    lines.extend(causes.iter().map(|error| error_text(error)));
+    // A node that says the same as the attempt says nothing new.
+    let known: Vec<&BatchAiError> = known.iter().chain(&attempt.errors).collect();
+    lines.extend(attempt.nodes.iter().map(|node| node_line(node, &known)));
     lines
 }
 
-fn node_line(node: &AttemptNode, known: &[BatchAiError]) -> String {
+fn node_line(node: &AttemptNode, known: &[&BatchAiError]) -> String {
     let status = node.status.clone().unwrap_or_default();
     let phase = match status.phase() {
         AttemptNodePhase::Unspecified => "not reported yet".to_owned(),
@@ -189,7 +269,7 @@ fn node_line(node: &AttemptNode, known: &[BatchAiError]) -> String {
 
 #[cfg(test)]
 pub(super) mod tests {
-    use trainyard_proto::v1::{ExecutionInfo, JobSpec, ResourceId};
+    use trainyard_proto::v1::{ExecutionInfo, JobArrayMember, JobDependency, JobSpec, ResourceId};
 
     use super::*;
 
@@ -276,6 +356,57 @@ pub(super) mod tests {
             text.contains("node-2: not reported yet, GPUs 0,1"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn the_history_tells_what_was_retried_and_why() {
+        let mut job = failed_job();
+        let spec = job.spec.get_or_insert_default();
+        spec.constraints.get_or_insert_default().max_retry_count = 3;
+        spec.depends_on = vec![JobDependency {
+            job: Some(ResourceId { id: "prep".into() }),
+            condition: DependencyCondition::End.into(),
+        }];
+        job.retry_count = 1;
+        job.user = "ada".into();
+        job.array = Some(JobArrayMember {
+            uid: "u-1".into(),
+            index: 2,
+            size: 4,
+            max_running_jobs: 0,
+        });
+        job.waiting_for = vec!["workspaces/w/experiments/e/jobs/prep".into()];
+        job.attempts.insert(
+            0,
+            Attempt {
+                number: 1,
+                outcome: AttemptOutcome::Failed.into(),
+                exit_code: Some(9),
+                start_time: Some(Timestamp::default()),
+                end_time: Some(Timestamp {
+                    seconds: 5,
+                    nanos: 0,
+                }),
+                errors: vec![BatchAiError {
+                    code: "JobFailed".into(),
+                    message: "out of memory".into(),
+                    details: vec![],
+                }],
+                ..Attempt::default()
+            },
+        );
+        let text = details(&job, "", &Timestamp::default());
+        for line in [
+            "Retries:     1 of 3\n",
+            "Depends on:  prep (any end)\n",
+            "Waits for:   1 job: w/e/prep\n",
+            "User:        ada\n",
+            "Array:       3 of 4 in u-1\n",
+            "Attempt 1:   failed with exit code 9 after 5s, begun 1970-01-01T00:00:00Z\n",
+            "             JobFailed: out of memory\n",
+        ] {
+            assert!(text.contains(line), "{line:?} in {text}");
+        }
     }
 
     #[test]

@@ -34,7 +34,8 @@ use crate::console::Console;
 use crate::error::Error;
 use crate::status::{describe, is_not_found};
 use pump::{Event, Key, pump};
-use story::{Line, Story, result};
+pub(in crate::job) use story::result;
+use story::{Line, Story};
 
 /// Between two questions why a job waits, or where its files are: neither makes an event.
 const ASK_EVERY: Duration = Duration::from_secs(1);

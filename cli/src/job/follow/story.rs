@@ -90,7 +90,7 @@ impl Story {
 }
 
 /// How a job that has ended did, in one sentence and a line per further error.
-pub(super) fn result(job: &Job) -> Vec<String> {
+pub(in crate::job) fn result(job: &Job) -> Vec<String> {
     let info = job.execution_info.clone().unwrap_or_default();
     let took = took(info.start_time.as_ref(), info.end_time.as_ref());
     let name = last_segment(&job.name);

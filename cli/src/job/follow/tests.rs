@@ -1,7 +1,5 @@
 //! Follows jobs of a fake scheduler.
 
-use std::io::Write;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
@@ -16,40 +14,9 @@ use crate::api::Api;
 use crate::console::Console;
 use crate::error::Error;
 use crate::job::fake::Fake;
+use crate::job::yard::Seen;
 
 const NAME: &str = "workspaces/w/experiments/e/jobs/j";
-
-/// What was written so far.
-#[derive(Clone, Default)]
-struct Seen(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Seen {
-    fn write(&mut self, data: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(data);
-        Ok(data.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-impl Seen {
-    fn text(&self) -> String {
-        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
-    }
-
-    async fn shows(&self, text: &str) {
-        let until = async {
-            while !self.text().contains(text) {
-                sleep(Duration::from_millis(5)).await;
-            }
-        };
-        timeout(Duration::from_secs(10), until)
-            .await
-            .unwrap_or_else(|_| panic!("no {text:?} in {:?}", self.text()));
-    }
-}
 
 struct Following {
     stdout: Seen,

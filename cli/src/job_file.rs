@@ -8,6 +8,7 @@ use std::path::Path;
 
 use prost::{Message, Name};
 use tonic::Status;
+use trainyard_proto::v1::{JobSpec, ParameterSweep};
 use trainyard_shared::file::{self, Format, Issue, MAX_FILE_BYTES, Parsed};
 use trainyard_shared::validate::FieldViolation;
 
@@ -54,16 +55,24 @@ impl Source {
             Error::File(refused.to_string())
         })?;
         warn(&parsed.warnings);
-        Ok(ParsedFile {
-            name: self.name.clone(),
-            roots: if M::NAME == "Cluster" {
-                &["cluster."]
-            } else {
-                &["job.", "spec."]
-            },
-            flags: Vec::new(),
-            parsed,
-        })
+        Ok(ParsedFile::new(&self.name, parsed))
+    }
+}
+
+impl Source {
+    /// Where it came from.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Judges it as a job file, without a scheduler. Warnings go to stderr, errors into the error, one line each.
+    pub(crate) fn check_job(&self) -> Result<ParsedFile<JobSpec>, Error> {
+        let parsed = file::job_file(&self.name, &self.text, self.format).map_err(|refused| {
+            warn(&refused.warnings);
+            Error::File(refused.to_string())
+        })?;
+        warn(&parsed.warnings);
+        Ok(ParsedFile::new(&self.name, parsed))
     }
 }
 
@@ -87,8 +96,23 @@ pub(crate) struct ParsedFile<M> {
     /// Schedulers may name fields from the root of the request; the file begins inside.
     roots: &'static [&'static str],
     /// Fields that the command line has given instead of the file, each with its flag.
-    flags: Vec<(&'static str, String)>,
+    flags: Vec<(String, String)>,
     parsed: Parsed<M>,
+}
+
+impl<M: Name> ParsedFile<M> {
+    fn new(name: &str, parsed: Parsed<M>) -> Self {
+        Self {
+            name: name.to_owned(),
+            roots: match M::NAME {
+                "Cluster" => &["cluster."],
+                "FileServer" => &["fileServer."],
+                _ => &["job.", "spec."],
+            },
+            flags: Vec::new(),
+            parsed,
+        }
+    }
 }
 
 impl<M> ParsedFile<M> {
@@ -98,8 +122,24 @@ impl<M> ParsedFile<M> {
     }
 
     /// The command line has given this field: what is wrong with it is wrong with the flag.
-    pub(crate) fn given_by_flag(&mut self, field: &'static str, flag: String) {
-        self.flags.push((field, flag));
+    pub(crate) fn given_by_flag(&mut self, field: impl Into<String>, flag: String) {
+        self.flags.push((field.into(), flag));
+    }
+
+    /// What expands a job into many, if the file has it.
+    pub(crate) fn sweep(&self) -> Option<&ParameterSweep> {
+        self.parsed.sweep.as_ref()
+    }
+
+    /// Says on stderr what is no reason to refuse the file now.
+    pub(crate) fn warn(&self, violations: Vec<FieldViolation>) {
+        for violation in violations {
+            let (_, line) = self.line(&violation.field, &violation.message);
+            note(&format!(
+                "warning: {}",
+                line.strip_prefix("error: ").unwrap_or(&line)
+            ));
+        }
     }
 
     /// An error of those violations, each with its place, in the order of the file.
@@ -151,10 +191,11 @@ impl<M> ParsedFile<M> {
         }
         // Whatever belongs to nothing in the file belongs to the file.
         let (line, column) = self.parsed.locate(field).unwrap_or((1, 1));
-        let of_field = if field.is_empty() {
+        let shown = self.parsed.shown(field);
+        let of_field = if shown.is_empty() {
             String::new()
         } else {
-            format!("{field}: ")
+            format!("{shown}: ")
         };
         (
             (line, column),
@@ -167,7 +208,6 @@ impl<M> ParsedFile<M> {
 mod tests {
     use tonic::Code;
     use tonic_types::{ErrorDetails, StatusExt};
-    use trainyard_proto::v1::JobSpec;
 
     use super::*;
 

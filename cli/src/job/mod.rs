@@ -1,4 +1,4 @@
-//! `trainyard job`: create, show, list, export, delete, terminate, wait, explain, logs, file.
+//! `trainyard job`: create, validate, show, list, export, delete, terminate, wait, explain, logs, file.
 //!
 //! The job's own exit code, as `job wait` and `job create --follow` return it: 0 when the job succeeded; else its exit
 //! code cut to what a process can return (1 to 255); 1 when it has none, as when it was terminated.
@@ -14,8 +14,11 @@ mod files;
 mod follow;
 mod list;
 mod logs;
+mod options;
 mod several;
 mod show;
+mod sweep;
+mod validate;
 mod wait;
 #[cfg(test)]
 pub(crate) mod yard;
@@ -34,7 +37,9 @@ use crate::text::short;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Submit a job
-    Create(create::CreateArgs),
+    Create(Box<create::CreateArgs>),
+    /// Judge job files, without asking a scheduler
+    Validate(validate::ValidateArgs),
     /// Show one job
     Show(NameArg),
     /// List the jobs of an experiment, of a workspace, or all
@@ -76,7 +81,8 @@ impl NameArg {
 /// Does what the command says.
 pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error> {
     match command {
-        Command::Create(args) => create::run(context, args).await,
+        Command::Create(args) => create::run(context, *args).await,
+        Command::Validate(args) => validate::run(context, &args),
         Command::Show(args) => show::run(context, &args).await,
         Command::List(args) => list::run(context, &args).await,
         Command::Export(args) => export::run(context, &args).await,

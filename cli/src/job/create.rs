@@ -17,6 +17,7 @@ use trainyard_shared::{json, sweep};
 use super::follow::{Follow, Options};
 use super::options::OptionArgs;
 use super::sweep::SweepArgs;
+use super::wait::wait_for;
 use super::{NameArg, flags};
 use crate::api::Api;
 use crate::args::Format;
@@ -32,7 +33,8 @@ use crate::text::{count, last_segment};
 #[derive(Debug, Args)]
 #[command(
     after_help = "With --follow the exit status is the job's own: 0 when it succeeded, else its exit code, or 1 when it \
-                        has none (as when it was terminated). Ctrl-C leaves the job running and returns 130."
+                        has none (as when it was terminated); of an array that of the first that did not succeed. Ctrl-C leaves the \
+                        job running and returns 130."
 )]
 pub(crate) struct CreateArgs {
     #[command(flatten)]
@@ -43,7 +45,7 @@ pub(crate) struct CreateArgs {
     /// Job file (JSON, or YAML when its name ends in .yaml or .yml; `-` is stdin)
     #[arg(short = 'f', long = "config-file", value_name = "FILE")]
     file: PathBuf,
-    /// Stream what the job writes until it has ended; not with an array
+    /// Stream what the job writes until it has ended; of an array, say what becomes of each job
     #[arg(long)]
     follow: bool,
     /// Ask the scheduler to check everything, and create nothing
@@ -77,16 +79,20 @@ pub(super) async fn run(context: &Context, args: CreateArgs) -> Result<u8, Error
     let name = args.name.resolve()?;
     let mut parsed = Source::read(&args.file)?.parse::<JobSpec>()?;
     let wanted = complete(&mut parsed, &name, &args)?;
-    if args.follow && wanted.sweep.is_some() {
-        return Err(Error::usage(
-            "--follow shows what one job writes: create the array without it, then wait for its jobs with \
-             `trainyard job wait --filter 'array = \"UUID\"'`",
-        ));
-    }
-    let api = context.api()?;
+    submit(context, context.api()?, name, wanted, &parsed, &args).await
+}
+
+async fn submit(
+    context: &Context,
+    api: Api,
+    name: JobName,
+    wanted: Wanted,
+    parsed: &ParsedFile<JobSpec>,
+    args: &CreateArgs,
+) -> Result<u8, Error> {
     match wanted.sweep {
-        Some(sweep) => create_array(context, api, name, wanted.spec, sweep, &parsed, &args).await,
-        None => create_one(context, api, name, wanted.spec, &parsed, &args).await,
+        Some(sweep) => create_array(context, api, name, wanted.spec, sweep, parsed, args).await,
+        None => create_one(context, api, name, wanted.spec, parsed, args).await,
     }
 }
 
@@ -171,6 +177,13 @@ async fn create_array(
     }
     if args.dry_run {
         return Ok(0);
+    }
+    if args.follow {
+        let mut console = Console::standard();
+        return tokio::select! {
+            end = wait_for(&api, &array.jobs, true, &mut console) => end,
+            _ = tokio::signal::ctrl_c() => Err(Error::Interrupted),
+        };
     }
     if context.output().format() == Format::Table {
         let experiment = name.experiment();
@@ -292,9 +305,11 @@ pub(super) fn check_members(spec: &JobSpec, sweep: &ParameterSweep) -> Vec<Field
 #[cfg(test)]
 mod tests {
     use clap::Parser;
+    use trainyard_proto::v1::ExecutionState;
 
     use super::*;
     use crate::args::{Arguments, Noun};
+    use crate::job::yard::{Yard, name_of};
 
     fn args(line: &str) -> CreateArgs {
         match Arguments::try_parse_from(line.split(' ')).unwrap().noun {
@@ -380,6 +395,50 @@ mod tests {
             error.starts_with("error: --max-retries 1000000: "),
             "{error}"
         );
+    }
+
+    async fn submitted(yard_api: Api, line: &str) -> Result<u8, Error> {
+        let args = args(line);
+        let name = args.name.resolve()?;
+        let mut parsed = Source::new("job.json", CUSTOM.to_owned()).parse::<JobSpec>()?;
+        let wanted = complete(&mut parsed, &name, &args)?;
+        let context = Context::new(crate::args::GlobalArgs::default());
+        submit(&context, yard_api, name, wanted, &parsed, &args).await
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_asks_and_creates_nothing() {
+        let (yard, api) = Yard::start().await;
+        assert_eq!(
+            submitted(api.clone(), &format!("{LINE} --dry-run"))
+                .await
+                .unwrap(),
+            0
+        );
+        let array = format!("{LINE} --dry-run --param LR=1,2,3");
+        assert_eq!(submitted(api, &array).await.unwrap(), 0);
+        assert_eq!(yard.names(), [""; 0]);
+    }
+
+    #[tokio::test]
+    async fn an_array_is_followed_to_the_end_of_its_last_job() {
+        let (yard, api) = Yard::start().await;
+        let line = format!("{LINE} --param LR=1,2 --follow");
+        let follow = tokio::spawn(async move { submitted(api, &line).await });
+        yard.is_watched().await;
+        assert_eq!(yard.names(), [name_of("j-0"), name_of("j-1")]);
+        yard.put("j-0", ExecutionState::Succeeded);
+        yard.put("j-1", ExecutionState::Failed);
+        assert_eq!(follow.await.unwrap().unwrap(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_name_that_is_taken_is_an_error_of_the_scheduler() {
+        let (yard, api) = Yard::start().await;
+        yard.put("j", ExecutionState::Running);
+        let error = submitted(api, LINE).await.unwrap_err();
+        assert!(error.to_string().contains("exists already"), "{error}");
+        assert_eq!(error.exit_status(), 1);
     }
 
     #[test]

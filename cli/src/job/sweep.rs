@@ -177,7 +177,7 @@ impl SweepArgs {
                 ))),
             };
         }
-        if sweep.samples > 0 && sweep.mode() == SweepMode::Unspecified {
+        if self.samples.is_some() && sweep.mode() == SweepMode::Unspecified {
             // Only draws are counted by samples.
             sweep.set_mode(SweepMode::Random);
         }

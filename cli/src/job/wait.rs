@@ -52,8 +52,9 @@ pub(super) async fn run(context: &Context, args: &WaitArgs) -> Result<u8, Error>
     }
 }
 
-/// `known`: the jobs were just seen; one that is gone was deleted.
-async fn wait_for(
+/// Says what becomes of each and returns the exit status of `job wait`. `known`: the jobs were just seen; one that is gone
+/// was deleted.
+pub(super) async fn wait_for(
     api: &Api,
     names: &[String],
     known: bool,

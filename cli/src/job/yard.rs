@@ -130,6 +130,11 @@ impl Yard {
         self.changed.send_modify(|count| *count += 1);
     }
 
+    /// The jobs that there are.
+    pub(crate) fn names(&self) -> Vec<String> {
+        self.held.lock().unwrap().jobs.keys().cloned().collect()
+    }
+
     /// The job is gone.
     pub(crate) fn delete(&self, id: &str) {
         let mut held = self.held.lock().unwrap();
@@ -316,15 +321,49 @@ impl JobService for Yard {
         Ok(Response::new(TerminateJobsResponse { terminated }))
     }
 
-    async fn create_job(&self, _: Request<CreateJobRequest>) -> Result<Response<Job>, Status> {
-        not_here()
+    async fn create_job(
+        &self,
+        request: Request<CreateJobRequest>,
+    ) -> Result<Response<Job>, Status> {
+        let request = request.into_inner();
+        let job = Job {
+            name: format!("{}/jobs/{}", request.parent, request.job_id),
+            execution_state: ExecutionState::Queued.into(),
+            ..request.job.unwrap()
+        };
+        if self.names().contains(&job.name) {
+            return Err(Status::already_exists(format!(
+                "{} exists already",
+                job.name
+            )));
+        }
+        if !request.validate_only {
+            self.put_job(job.clone());
+        }
+        Ok(Response::new(job))
     }
 
     async fn create_job_array(
         &self,
-        _: Request<CreateJobArrayRequest>,
+        request: Request<CreateJobArrayRequest>,
     ) -> Result<Response<CreateJobArrayResponse>, Status> {
-        not_here()
+        let request = request.into_inner();
+        let size = trainyard_shared::sweep::size(&request.sweep.unwrap()).unwrap();
+        let jobs: Vec<String> = (0..size)
+            .map(|index| format!("{}/jobs/{}-{index}", request.parent, request.job_id))
+            .collect();
+        for name in jobs.iter().filter(|_| !request.validate_only) {
+            self.put_job(Job {
+                name: name.clone(),
+                execution_state: ExecutionState::Queued.into(),
+                ..Job::default()
+            });
+        }
+        Ok(Response::new(CreateJobArrayResponse {
+            uid: "array-1".into(),
+            size,
+            jobs,
+        }))
     }
 
     async fn delete_job(&self, _: Request<DeleteJobRequest>) -> Result<Response<()>, Status> {

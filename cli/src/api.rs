@@ -67,6 +67,7 @@ macro_rules! pages {
                 let mut items = Vec::new();
                 let mut page_token = String::new();
                 loop {
+                    #[allow(clippy::needless_update)] // some of these requests have no other field
                     let request = $request { parent: parent.to_owned(), page_size: PAGE_SIZE, page_token, ..$request::default() };
                     let page = self.$method(request).await?;
                     items.extend(page.$field);

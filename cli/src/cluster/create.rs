@@ -32,6 +32,14 @@ pub(crate) struct CreateArgs {
     /// Scale with the jobs: most nodes. With --min; equal to it, the number is fixed
     #[arg(long, value_name = "COUNT", requires = "min")]
     max: Option<u32>,
+    /// Nodes at the start of a cluster that scales with the jobs [default: --target, else 0]
+    #[arg(
+        long,
+        value_name = "COUNT",
+        requires = "max",
+        conflicts_with = "target"
+    )]
+    initial: Option<u32>,
     /// How long a node is idle before it leaves a cluster that scales with the jobs, such as 120s, PT2M or 0.00:02:00
     #[arg(long, value_name = "DURATION", requires = "max", value_parser = idle_time)]
     idle_time: Option<prost_types::Duration>,
@@ -204,9 +212,9 @@ fn scale(cluster: &Cluster, args: &CreateArgs) -> Result<Option<ScaleSettings>, 
         )));
     }
     if min == max {
-        return match args.target {
+        return match args.initial.or(args.target) {
             Some(target) if target != min => Err(Error::usage(format!(
-                "--target {target} contradicts --min {min} --max {max}; leave it out"
+                "{target} nodes contradict --min {min} --max {max}; leave --target and --initial out"
             ))),
             Some(_) | None => Ok(fixed(min)),
         };
@@ -214,7 +222,7 @@ fn scale(cluster: &Cluster, args: &CreateArgs) -> Result<Option<ScaleSettings>, 
     Ok(Some(auto(
         min,
         max,
-        args.target.unwrap_or(0),
+        args.initial.or(args.target).unwrap_or(0),
         args.idle_time,
     )))
 }
@@ -270,7 +278,7 @@ mod tests {
 
     fn create_args(line: &str) -> CreateArgs {
         match Arguments::try_parse_from(line.split(' ')).unwrap().noun {
-            Noun::Cluster(super::super::Command::Create(args)) => args,
+            Noun::Cluster(super::super::Command::Create(args)) => *args,
             other => panic!("{other:?}"),
         }
     }
@@ -328,6 +336,8 @@ mod tests {
                 .contains("--min 3")
         );
         assert!(settings("--min 2 --max 2 -t 3").is_err());
+        let follows = settings("--min 0 --max 4 --initial 2").unwrap();
+        assert_eq!(follows.auto_scale.unwrap().initial_node_count, 2);
     }
 
     #[test]

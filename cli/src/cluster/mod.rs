@@ -20,7 +20,7 @@ use crate::text::{count, now};
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
     /// Make a cluster; it takes nodes from the pool
-    Create(create::CreateArgs),
+    Create(Box<create::CreateArgs>),
     /// Show one cluster
     Show(NameArg),
     /// List the clusters of a workspace, or of all
@@ -77,7 +77,7 @@ pub(crate) struct DeleteArgs {
 /// Does what the command says.
 pub(crate) async fn run(context: &Context, command: Command) -> Result<u8, Error> {
     match command {
-        Command::Create(args) => create::run(context, args).await?,
+        Command::Create(args) => create::run(context, *args).await?,
         Command::Resize(args) => scale::resize(context, &args).await?,
         Command::AutoScale(args) => scale::auto_scale(context, &args).await?,
         Command::Node(NodeCommand::List(args)) => {

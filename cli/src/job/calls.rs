@@ -2,10 +2,7 @@
 
 use tonic::Status;
 use trainyard_proto::v1::job_service_client::JobServiceClient;
-use trainyard_proto::v1::{
-    CreateJobArrayRequest, CreateJobArrayResponse, Job, ListJobsRequest, TerminateJobsRequest,
-    TerminateJobsResponse,
-};
+use trainyard_proto::v1::{CreateJobArrayRequest, CreateJobArrayResponse, Job, ListJobsRequest};
 use trainyard_shared::client::MAX_MESSAGE_BYTES;
 
 use crate::api::Api;
@@ -99,20 +96,6 @@ impl Api {
                 let mut stub =
                     JobServiceClient::new(channel).max_decoding_message_size(MAX_MESSAGE_BYTES);
                 async move { stub.create_job_array(request).await }
-            })
-            .await
-    }
-
-    /// Calls `TerminateJobs`.
-    pub(super) async fn end_jobs(
-        &self,
-        request: TerminateJobsRequest,
-    ) -> Result<TerminateJobsResponse, Status> {
-        self.client()
-            .unary(|channel| {
-                let request = request.clone();
-                let mut stub = JobServiceClient::new(channel);
-                async move { stub.terminate_jobs(request).await }
             })
             .await
     }

@@ -110,7 +110,7 @@ async fn end_matching(api: &Api, parent: String, filter: &str) -> Result<Asked, 
         note("no job that has not ended matches");
         return Ok(Asked::default());
     }
-    api.end_jobs(TerminateJobsRequest {
+    api.terminate_jobs(TerminateJobsRequest {
         parent,
         filter: filter.to_owned(),
     })

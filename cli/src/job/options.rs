@@ -9,6 +9,7 @@ use trainyard_proto::v1::{
 };
 use trainyard_shared::duration;
 
+use super::sweep::Given;
 use crate::placeholders::DEFAULT_ACCOUNT;
 
 /// See the head of this file.
@@ -110,11 +111,7 @@ fn dependency(text: &str) -> Result<JobDependency, String> {
 
 impl OptionArgs {
     /// Adds to the job what the flags say. Gives the fields that they have set, each with its flag.
-    pub(super) fn add_to(
-        &self,
-        spec: &mut JobSpec,
-        account: Option<&str>,
-    ) -> Vec<(String, String)> {
+    pub(super) fn add_to(&self, spec: &mut JobSpec, account: Option<&str>) -> Given {
         let mut given = Vec::new();
         for dependency in &self.depends_on {
             given.push((
@@ -128,7 +125,7 @@ impl OptionArgs {
         given
     }
 
-    fn constrain(&self, spec: &mut JobSpec, given: &mut Vec<(String, String)>) {
+    fn constrain(&self, spec: &mut JobSpec, given: &mut Given) {
         let constraints = |spec: &mut JobSpec, change: &dyn Fn(&mut JobConstraints)| {
             change(spec.constraints.get_or_insert_default());
         };
@@ -158,7 +155,7 @@ impl OptionArgs {
         }
     }
 
-    fn mount(&self, spec: &mut JobSpec, account: Option<&str>, given: &mut Vec<(String, String)>) {
+    fn mount(&self, spec: &mut JobSpec, account: Option<&str>, given: &mut Given) {
         let volumes = |spec: &mut JobSpec, change: &mut dyn FnMut(&mut MountVolumes)| {
             change(spec.mount_volumes.get_or_insert_default());
         };

@@ -8,6 +8,9 @@ use crate::error::Error;
 /// How `--param` is written.
 const FORM: &str = "write NAME=VALUE,VALUE,... or NAME=START:END[:COUNT][:log]";
 
+/// Fields that flags have given, each with its flag.
+pub(super) type Given = Vec<(String, String)>;
+
 /// Flags that make one create many jobs.
 #[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Arrays")]
@@ -122,7 +125,7 @@ impl SweepArgs {
     pub(super) fn over(
         &self,
         file: Option<&ParameterSweep>,
-    ) -> Result<Option<(ParameterSweep, Vec<(String, String)>)>, Error> {
+    ) -> Result<Option<(ParameterSweep, Given)>, Error> {
         let mut sweep = file.cloned().unwrap_or_default();
         let mut given = Vec::new();
         for parameter in &self.parameters {

@@ -225,6 +225,38 @@ mod tests {
         }
     }
 
+    /// What only the scheduler writes must not come from a file, or it would be accepted and ignored without a word.
+    #[test]
+    fn every_output_only_field_is_ignored() {
+        let root = descriptor::<Cluster>().unwrap();
+        let source = include_str!("../../../proto/trainyard/v1/resources.proto");
+        let (mut message, mut comment, mut found) = (String::new(), String::new(), 0);
+        for line in source.lines().map(str::trim) {
+            let words: Vec<&str> = line.split_whitespace().collect();
+            match words.as_slice() {
+                ["message", name, "{"] => message = (*name).to_owned(),
+                ["//", ..] => comment.push_str(&line[2..]),
+                [.., name, "=", _] if comment.trim().starts_with("Output only") => {
+                    let of = root.parent_pool();
+                    let of = of
+                        .get_message_by_name(&format!("trainyard.v1.{message}"))
+                        .unwrap();
+                    let field = of.get_field_by_name(name).unwrap();
+                    if matches!(
+                        message.as_str(),
+                        "Workspace" | "Cluster" | "FileServer" | "SetupTask"
+                    ) {
+                        found += 1;
+                        assert!(ignored(&field).is_some(), "{message}.{name}");
+                    }
+                    comment.clear();
+                }
+                _ => comment.clear(),
+            }
+        }
+        assert!(found > 25, "{found}");
+    }
+
     #[test]
     fn a_misspelt_or_misplaced_key_is_explained() {
         let root = descriptor::<JobSpec>().unwrap();

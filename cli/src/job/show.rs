@@ -147,12 +147,7 @@ fn depends_on(job: &Job) -> String {
 
 fn array(job: &Job) -> String {
     job.array.as_ref().map_or_else(String::new, |array| {
-        format!(
-            "{} of {} in {}",
-            u64::from(array.index) + 1,
-            array.size,
-            array.uid
-        )
+        format!("index {} of {} in {}", array.index, array.size, array.uid)
     })
 }
 
@@ -182,7 +177,14 @@ fn details(job: &Job, waits: &str, now: &Timestamp) -> String {
         .add("Name", &job.name)
         .add("State", state)
         .add("Waits", waits)
-        .add("Waits for", waits_for(job))
+        .add(
+            "Waits for",
+            if waits.is_empty() {
+                waits_for(job)
+            } else {
+                String::new()
+            },
+        )
         .add("Cluster", cluster(job))
         .add("Tool", &job.tool_type)
         .add("Nodes", nodes(job).to_string())
@@ -401,7 +403,7 @@ pub(super) mod tests {
             "Depends on:  prep (any end)\n",
             "Waits for:   1 job: w/e/prep\n",
             "User:        ada\n",
-            "Array:       3 of 4 in u-1\n",
+            "Array:       index 2 of 4 in u-1\n",
             "Attempt 1:   failed with exit code 9 after 5s, begun 1970-01-01T00:00:00Z\n",
             "             JobFailed: out of memory\n",
         ] {

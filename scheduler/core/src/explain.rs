@@ -36,7 +36,9 @@ impl State {
             return Some(explanation);
         }
         let cluster = cluster_of(job);
-        if let Some(queue) = self.indexes.queues.get(cluster) {
+        if job.waiting_for.is_empty()
+            && let Some(queue) = self.indexes.queues.get(cluster)
+        {
             explanation.queue_length = count(queue.len());
             let before = queue.range(..queue_key(job)).count();
             explanation.queue_position = count(before).saturating_add(1);

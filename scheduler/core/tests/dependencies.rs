@@ -36,6 +36,11 @@ fn a_job_waits_for_the_success_of_others() {
     assert_eq!(w.job("c").waiting_for, [job("a"), job("b")]);
     assert_eq!(w.execution("c"), ExecutionState::Queued);
     let explanation = w.explain("c");
+    assert_eq!(
+        (explanation.queue_position, explanation.queue_length),
+        (0, 0),
+        "it is not in the queue yet"
+    );
     assert!(
         explanation
             .summary

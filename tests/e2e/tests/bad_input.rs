@@ -254,18 +254,39 @@ fn a_script_or_log_file_that_is_not_there_is_named() {
 }
 
 #[test]
-fn what_is_in_use_cannot_be_deleted() {
+fn a_cluster_in_use_is_deleted_by_force_alone() {
     let cluster = Cluster::builder().nodes(0).start().unwrap();
     cluster.open_workspace(1).unwrap();
     cluster.submit("waits", &JobFile::custom("true")).unwrap();
     let before = inventory(&cluster);
-    for arguments in [
-        vec!["workspace", "delete", "-n", WORKSPACE, "-y"],
-        vec!["cluster", "delete", "-w", WORKSPACE, "-n", CLUSTER, "-y"],
-        vec!["experiment", "delete", "-w", WORKSPACE, "-n", "tries", "-y"],
-    ] {
-        let done = cluster.attempt(&arguments).unwrap();
-        done.refused(1, &[]).unwrap();
-    }
+    let delete = ["cluster", "delete", "-w", WORKSPACE, "-n", CLUSTER, "-y"];
+    let done = cluster.attempt(&delete).unwrap();
+    done.refused(1, &["1 jobs", "force"]).unwrap();
     assert_eq!(inventory(&cluster), before);
+    let forced = [delete.as_slice(), &["--force"]].concat();
+    let done = cluster.attempt(&forced).unwrap();
+    assert_eq!(done.status, 0, "{done:?}");
+    assert!(done.stderr.contains("1 queued job failed"), "{done:?}");
+}
+
+#[test]
+fn a_workspace_goes_with_everything_in_it() {
+    let cluster = Cluster::builder().nodes(1).start().unwrap();
+    cluster.open_workspace(1).unwrap();
+    cluster
+        .submit("runs", &JobFile::custom("sleep 600"))
+        .unwrap();
+    cluster.submit("waits", &JobFile::custom("true")).unwrap();
+    let delete = ["workspace", "delete", "-n", WORKSPACE, "-y"];
+    let done = cluster.attempt(&delete).unwrap();
+    assert_eq!(done.status, 0, "{done:?}");
+    let shown = cluster
+        .attempt(&["workspace", "list", "-o", "name"])
+        .unwrap();
+    assert_eq!(shown.stdout, "", "{shown:?}");
+    let nodes = cluster.attempt(&["node", "list", "-o", "json"]).unwrap();
+    assert!(
+        !nodes.stdout.contains("clusters/"),
+        "back in the pool: {nodes:?}"
+    );
 }

@@ -7,7 +7,8 @@ use trainyard_shared::file::{self, FileErrors, Format, Parsed};
 use trainyard_shared::{sweep, validate};
 
 fn judge<M>(text: &str, result: Result<Parsed<M>, FileErrors>) -> Option<Parsed<M>> {
-    let lines = text.split('\n').count();
+    // YAML ends a line at a bare carriage return as well.
+    let lines = text.split(['\n', '\r']).count();
     match result {
         Ok(parsed) => Some(parsed),
         Err(refused) => {

@@ -260,11 +260,11 @@ fn a_cluster_in_use_is_deleted_by_force_alone() {
     cluster.submit("waits", &JobFile::custom("true")).unwrap();
     let before = inventory(&cluster);
     let delete = ["cluster", "delete", "-w", WORKSPACE, "-n", CLUSTER, "-y"];
-    let done = cluster.attempt(&delete).unwrap();
+    let done = cluster.attempt(delete).unwrap();
     done.refused(1, &["1 jobs", "force"]).unwrap();
     assert_eq!(inventory(&cluster), before);
     let forced = [delete.as_slice(), &["--force"]].concat();
-    let done = cluster.attempt(&forced).unwrap();
+    let done = cluster.attempt(forced).unwrap();
     assert_eq!(done.status, 0, "{done:?}");
     assert!(done.stderr.contains("1 queued job failed"), "{done:?}");
 }
@@ -278,13 +278,13 @@ fn a_workspace_goes_with_everything_in_it() {
         .unwrap();
     cluster.submit("waits", &JobFile::custom("true")).unwrap();
     let delete = ["workspace", "delete", "-n", WORKSPACE, "-y"];
-    let done = cluster.attempt(&delete).unwrap();
+    let done = cluster.attempt(delete).unwrap();
     assert_eq!(done.status, 0, "{done:?}");
     let shown = cluster
-        .attempt(&["workspace", "list", "-o", "name"])
+        .attempt(["workspace", "list", "-o", "name"])
         .unwrap();
     assert_eq!(shown.stdout, "", "{shown:?}");
-    let nodes = cluster.attempt(&["node", "list", "-o", "json"]).unwrap();
+    let nodes = cluster.attempt(["node", "list", "-o", "json"]).unwrap();
     assert!(
         !nodes.stdout.contains("clusters/"),
         "back in the pool: {nodes:?}"
